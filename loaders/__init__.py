@@ -1,0 +1,1 @@
+"""From what a user downloaded to pixels on the device."""
