@@ -1,0 +1,38 @@
+"""What several tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def _find_real_data() -> Path | None:
+    """The folder with real images: unpacked CIFAR, or the packs and their `unpack.py`."""
+    for folder in (os.environ.get("FASTDRPL_REAL_DATA"), ROOT.parent / "shared" / "data"):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    return None
+
+
+@pytest.fixture(scope="session")
+def real_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `cifar-10-batches-py` and `cifar-100-python`, the official python versions."""
+    folder = _find_real_data()
+    if folder is None:
+        pytest.skip("real images: set FASTDRPL_REAL_DATA to a folder with cifar-10-batches-py and cifar-100-python")
+    if (folder / "cifar-10-batches-py").is_dir():
+        return folder
+    out = tmp_path_factory.getbasetemp().parent / "real_cifar"  # one for all xdist workers
+    lock, done = out.with_suffix(".lock"), out / "done"
+    import filelock
+
+    with filelock.FileLock(str(lock)):
+        if not done.exists():
+            subprocess.run([sys.executable, str(folder / "unpack.py"), str(out), "cifar10", "cifar100"], check=True)
+            done.touch()
+    return out
