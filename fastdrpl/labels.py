@@ -1,0 +1,257 @@
+"""The labels of a view: what the trainer is told, what is right, and which pixels are shown."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from fastdrpl.loaders.errors import DataError, UserError
+
+UNKNOWN = -1  # the right class is not known
+OUTSIDE = -2  # the image belongs to none of the classes
+_COLUMNS = ("index", "row", "given", "truth")
+_NAMES_LINE = b"# class_names: "
+
+
+class NoisyLabels(NamedTuple):
+    """Which labels are wrong. `noisy` is False wherever `known` is False."""
+
+    noisy: np.ndarray  # (N,) bool
+    known: np.ndarray  # (N,) bool
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Given and true labels of N samples of C classes; the arrays are copied and read-only.
+
+    Raises DataError when the lengths differ, a value is no integer, a given label is not in 0..C-1, a true
+    one not in -2..C-1, a row is negative, or class names are missing or repeated.
+    """
+
+    given: np.ndarray  # (N,) int64, the label the trainer sees
+    truth: np.ndarray  # (N,) int64: >= 0, UNKNOWN (-1) or OUTSIDE (-2)
+    source_row: np.ndarray  # (N,) int64: row of the prepared split whose pixels are shown
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        names = tuple(self.class_names)
+        if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+            raise DataError(f"class names must be texts, at least one and none twice; got {names[:10]!r}")
+        object.__setattr__(self, "class_names", names)
+        for column, low, high in (
+            ("given", 0, len(names) - 1),
+            ("truth", OUTSIDE, len(names) - 1),
+            ("source_row", 0, np.iinfo(np.int64).max),
+        ):
+            values = _checked_column(column, getattr(self, column), low, high)
+            if len(values) != len(self.given):
+                raise DataError(f"{column} has {len(values)} values, given has {len(self.given)}")
+            object.__setattr__(self, column, values)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    @property
+    def is_noisy(self) -> NoisyLabels:
+        """Which labels differ from the truth, and where that is known; an OUTSIDE sample is noisy."""
+        known = self.truth != UNKNOWN
+        return NoisyLabels(known & (self.given != self.truth), known)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of labels, rows and class names; the same on every machine, for every file format."""
+        digest = hashlib.sha256(b"fastdrpl labels 1\n")
+        digest.update(json.dumps([len(self), *self.class_names]).encode())
+        for values in (self.given, self.truth, self.source_row):
+            digest.update(values.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write to `path`, whole or not at all; the ending says how: .npz, .csv or .parquet."""
+        writer = _format(path)[0]
+        if not path.parent.is_dir():
+            raise UserError(
+                "there is no such folder", where=str(path.parent), fix="make it, or check the path"
+            )
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with open(partial, "wb") as file:
+                writer(self, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Labels":
+        """Read what `save` wrote; `load_labels` also compares it with a data set."""
+        return load_labels(path)
+
+
+def load_labels(
+    path: Path, *, samples: int | None = None, class_names: tuple[str, ...] | None = None
+) -> Labels:
+    """Read a label file (.npz, .csv, .parquet) and check that it fits.
+
+    `samples` and `class_names` are what the data set has; where given, the file must agree. A file without
+    class names takes `class_names`. Lines may be in any order; `index` must name every sample once.
+    Raises UserError for an unknown ending or a missing file, DataError for a damaged file or other data.
+    """
+    reader = _format(path)[1]
+    if not path.is_file():
+        raise UserError("there is no such label file", where=str(path), fix="check the path")
+    try:
+        columns, names = reader(path)
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        raise DataError(
+            f"not a readable label file: {error}",
+            where=str(path),
+            fix=f"it needs the columns {', '.join(_COLUMNS)}",
+        ) from error
+    try:
+        names = _agreed_names(names, class_names)
+        index = _checked_column("index", columns["index"], 0, np.iinfo(np.int64).max)
+        if samples is not None and len(index) != samples:
+            raise DataError(f"the label file has {len(index)} samples, the data set has {samples}")
+        order = np.argsort(index, kind="stable")
+        wrong = np.flatnonzero(index[order] != np.arange(len(index)))
+        if len(wrong):
+            raise DataError(
+                f"index must hold 0..{len(index) - 1}, each once; {wrong[0]} is missing or comes twice"
+            )
+        return Labels(columns["given"][order], columns["truth"][order], columns["row"][order], names)
+    except DataError as error:
+        raise DataError(
+            error.what, where=str(path), fix="use the label file that was made for this data set"
+        ) from error
+
+
+def _checked_column(column: str, values: np.ndarray, low: int, high: int) -> np.ndarray:
+    """A read-only int64 copy of `values` (N,), all within low..high."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iu":
+        seen = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise DataError(f"{column} must be an (N,) array of integers, got {seen}")
+    wrong = np.flatnonzero((values < low) | (values > high))
+    if len(wrong):
+        raise DataError(
+            f"{column}: {len(wrong)} of {len(values)} values are outside {low}..{high}, "
+            f"the first is {values[wrong[0]]} at sample {wrong[0]}"
+        )
+    checked = values.astype(np.int64)
+    checked.flags.writeable = False
+    return checked
+
+
+def _agreed_names(in_file: tuple[str, ...] | None, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    if in_file is None and wanted is None:
+        raise DataError("the label file has no class names")
+    if in_file is None or wanted is None or in_file == wanted:
+        return in_file or wanted or ()
+    if len(in_file) != len(wanted):
+        raise DataError(f"the label file has {len(in_file)} classes, the data set has {len(wanted)}")
+    first = next(k for k in range(len(wanted)) if in_file[k] != wanted[k])
+    hint = " (the same names in another order)" if set(in_file) == set(wanted) else ""
+    raise DataError(
+        f"class {first} is {in_file[first]!r} in the label file and {wanted[first]!r} in the data set{hint}"
+    )
+
+
+# --- file formats: each writer takes an open file, each reader returns the columns and the class names ---
+
+_Table = tuple[dict[str, np.ndarray], tuple[str, ...] | None]
+
+
+def _columns(labels: Labels) -> dict[str, np.ndarray]:
+    index = np.arange(len(labels), dtype=np.int64)
+    return {"index": index, "row": labels.source_row, "given": labels.given, "truth": labels.truth}
+
+
+def _names_from_json(text: bytes) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list):
+        raise ValueError(f"class names must be a list, got {type(names).__name__}")
+    return tuple(names)
+
+
+def _write_npz(labels: Labels, file: IO[bytes]) -> None:
+    names = np.frombuffer(json.dumps(labels.class_names).encode(), dtype=np.uint8)
+    np.savez(file, class_names=names, **_columns(labels))  # type: ignore[arg-type]
+
+
+def _read_npz(path: Path) -> _Table:
+    with np.load(path, allow_pickle=False) as stored:
+        columns = {name: stored[name] for name in _COLUMNS}
+        return columns, _names_from_json(stored["class_names"].tobytes()) if "class_names" in stored else None
+
+
+def _write_csv(labels: Labels, file: IO[bytes]) -> None:
+    import pyarrow
+    import pyarrow.csv
+
+    file.write(_NAMES_LINE + json.dumps(labels.class_names).encode() + b"\n")
+    options = pyarrow.csv.WriteOptions(quoting_style="none")
+    pyarrow.csv.write_csv(pyarrow.table(_columns(labels)), file, options)
+
+
+def _read_csv(path: Path) -> _Table:
+    import pyarrow
+    import pyarrow.csv
+
+    with open(path, "rb") as file:
+        first = file.readline()
+    has_names = first.startswith(_NAMES_LINE)
+    table = pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(skip_rows=1 if has_names else 0),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={name: pyarrow.int64() for name in _COLUMNS}, include_columns=list(_COLUMNS)
+        ),
+    )
+    columns = {name: table[name].to_numpy() for name in _COLUMNS}
+    return columns, _names_from_json(first[len(_NAMES_LINE) :]) if has_names else None
+
+
+def _write_parquet(labels: Labels, file: IO[bytes]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table(_columns(labels))
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"class_names": json.dumps(labels.class_names)}),
+        file,
+        compression="zstd",
+    )
+
+
+def _read_parquet(path: Path) -> _Table:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS))
+    names = (table.schema.metadata or {}).get(b"class_names")
+    return {name: table[name].to_numpy() for name in _COLUMNS}, None if names is None else _names_from_json(
+        names
+    )
+
+
+_FORMATS: dict[str, tuple[Callable[[Labels, IO[bytes]], None], Callable[[Path], _Table]]] = {
+    ".npz": (_write_npz, _read_npz),
+    ".csv": (_write_csv, _read_csv),
+    ".parquet": (_write_parquet, _read_parquet),
+}
+
+
+def _format(path: Path) -> tuple[Callable[[Labels, IO[bytes]], None], Callable[[Path], _Table]]:
+    if path.suffix not in _FORMATS:
+        raise UserError(
+            f"unknown kind of label file: {path.suffix or 'no ending'}",
+            where=str(path),
+            fix=f"use a name that ends in {', '.join(_FORMATS)}",
+        )
+    return _FORMATS[path.suffix]

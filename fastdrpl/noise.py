@@ -1,0 +1,255 @@
+"""Wrong labels on purpose: uniform, non-uniform, or by a transition matrix (arXiv 1912.08741, section IV).
+
+Every kind is the same two steps: choose samples (`_choose`), then draw a new label for each of them from the
+row of its true class in a flip matrix (`flip_matrix`). New labels come from the true ones, in one shot.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fastdrpl.kernels.philox import Stream, permutation, uniform, words
+from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels, load_labels
+from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.order import Pass, Purpose
+from fastdrpl.transitions import cifar10_flips, load_matrix, superclass_cycles, without_diagonal
+
+_PUBLISHED_CHOICE = {"none": "global", "uniform": "global", "nonuniform": "bernoulli", "matrix": "global"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """Which labels are made wrong, and how. Raises UserError for values that do not go together."""
+
+    kind: Literal["none", "uniform", "nonuniform", "matrix"] = "none"
+    """none: labels as they are. uniform: any class. nonuniform: a similar class. matrix: by a file."""
+    ratio: float = 0.0
+    """Share of the samples whose label is drawn anew, 0..1 (nonuniform: of the classes with a partner)."""
+    exact: Literal["published", "global", "per_class", "bernoulli"] = "published"
+    """Where the ratio holds: in the whole set (global), in each class (per_class, the paper's text), or only
+    on average (bernoulli: each sample on its own). published: as the published code does, which is global for
+    uniform and matrix, bernoulli for nonuniform."""
+    excludes_truth: bool = True
+    """Uniform noise draws among the C-1 wrong classes (paper), or all C (then ratio*(C-1)/C are wrong)."""
+    both_directions: bool = True
+    """CIFAR-10 nonuniform: cats and dogs change into each other (published code), or only cats into dogs."""
+    matrix: Path | None = None
+    """Transition matrix for kind=matrix: .npy or .csv, C x C, row = true class, rows sum to 1."""
+    matrix_diagonal: Literal["keep", "drop"] = "keep"
+    """keep: the matrix is used as it is and says itself how many labels stay right. drop: the ratio says how
+    many change, and the matrix without its diagonal says into what."""
+    file: Path | None = None
+    """Labels exported earlier (.npz, .csv or .parquet); nothing is drawn."""
+    legacy_rng: bool = False
+    """Draw as the published code does, with NumPy's old generator: the same labels, sample for sample."""
+    seed: int = 42
+    """Seed of the noise; it does not depend on the seed of the training. 42 is the published one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio <= 1:  # also refuses nan
+            raise UserError(f"the noise ratio must be in 0..1, got {self.ratio}", where="noise.ratio")
+        if not 0 <= self.seed < (2**32 if self.legacy_rng else 2**64):
+            raise UserError(
+                f"the noise seed is out of range: {self.seed}", where="noise.seed", fix="use 0..2^32-1"
+            )
+        if (self.kind == "matrix") != (self.matrix is not None):
+            fix = "use --noise.kind matrix together with --noise.matrix FILE"
+            raise UserError(
+                "a matrix file needs kind matrix, and kind matrix needs a file", where="noise", fix=fix
+            )
+        if self.file is not None and self.kind != "none":
+            fix = "use --noise.kind none with --noise.file"
+            raise UserError(f"labels come from a file and from kind {self.kind}", where="noise.file", fix=fix)
+        if self.uses_whole_matrix and (self.ratio or self.exact not in ("published", "bernoulli")):
+            fix = "leave ratio and exact out, or use --noise.matrix_diagonal drop"
+            raise UserError("with its diagonal kept, the matrix itself says how many labels change", fix=fix)
+        if self.legacy_rng and (self.kind == "matrix" or self.choice != _PUBLISHED_CHOICE[self.kind]):
+            fix = "use kind uniform or nonuniform with --noise.exact published"
+            raise UserError("there are no published draws for this noise", where="noise.legacy_rng", fix=fix)
+
+    @property
+    def choice(self) -> str:
+        """`exact` with "published" resolved: global, per_class or bernoulli."""
+        return _PUBLISHED_CHOICE[self.kind] if self.exact == "published" else self.exact
+
+    @property
+    def uses_whole_matrix(self) -> bool:
+        """Every sample is drawn anew, by the matrix with its diagonal."""
+        return self.kind == "matrix" and self.matrix_diagonal == "keep"
+
+
+def draw_noise(
+    truth: np.ndarray,
+    source_row: np.ndarray,
+    class_names: tuple[str, ...],
+    config: NoiseConfig,
+    *,
+    given: np.ndarray | None = None,
+    superclass: Sequence[int] | None = None,
+) -> Labels:
+    """The labels of a view under `config`: a pure function of its arguments (and of the files they name).
+
+    `truth` (N,) and `source_row` (N,) as in `Labels`. `given` (N,) are the labels as downloaded, used where
+    no noise is drawn; default: the truth. `superclass` (C,) is the true coarse class of each class, for the
+    nonuniform noise of CIFAR-100. Raises UserError where the noise is not defined for these data, DataError
+    where a file does not fit them.
+    """
+    if config.file is not None:
+        return _labels_from_file(config.file, truth, source_row, class_names)
+    if config.kind == "none":
+        return Labels(truth if given is None else given, truth, source_row, class_names)
+    unknown = int(np.count_nonzero(truth < 0))
+    if unknown:
+        raise UserError(
+            f"{unknown} of {len(truth)} samples have no known true class: their labels cannot be made wrong",
+            where="noise.kind",
+            fix="use --noise.kind none: the noise that is there is found",
+        )
+    clean = Labels(truth, truth, source_row, class_names)
+    flips = flip_matrix(config, class_names, superclass)
+    draw = _draw_published if config.legacy_rng else _draw_keyed
+    return Labels(draw(clean.truth, flips, config), clean.truth, clean.source_row, clean.class_names)
+
+
+def flip_matrix(
+    config: NoiseConfig, class_names: tuple[str, ...], superclass: Sequence[int] | None = None
+) -> np.ndarray:
+    """(C, C) float64: where the label of a chosen sample goes; row = true class. A zero row: nowhere."""
+    count = len(class_names)
+    if config.kind == "uniform":
+        flips = np.ones((count, count))
+        return without_diagonal(flips) if config.excludes_truth else flips / count
+    if config.kind == "matrix" and config.matrix is not None:
+        matrix = load_matrix(config.matrix, count)
+        return matrix if config.uses_whole_matrix else without_diagonal(matrix)
+    flips = np.zeros((count, count))
+    pairs = (
+        cifar10_flips(class_names, config.both_directions)
+        if superclass is None
+        else superclass_cycles(superclass, count)
+    )
+    for source, target in pairs:
+        flips[source, target] = 1
+    return flips
+
+
+def achieved(labels: Labels) -> dict[str, Any]:
+    """The noise that is really there, ready for JSON: rates are fractions of the samples with a known truth.
+
+    `per_class` (C,): share of each true class that is wrong, null for a class without samples.
+    `transitions` (C, C): counts, row = true class, column = given.
+    `outside` (C,): counts of the given labels of images outside the classes.
+    """
+    count = len(labels.class_names)
+    inside = labels.truth >= 0
+    pairs = labels.truth[inside] * count + labels.given[inside]
+    transitions = np.bincount(pairs, minlength=count * count).reshape(count, count)
+    sizes = transitions.sum(axis=1)
+    noisy, known = labels.is_noisy
+    return {
+        "samples": len(labels),
+        "known": int(known.sum()),
+        "wrong": int(noisy.sum()),
+        "rate": float(noisy.sum() / known.sum()) if known.any() else None,
+        "per_class": [
+            float(1 - right / size) if size else None
+            for right, size in zip(np.diagonal(transitions), sizes, strict=True)
+        ],
+        "transitions": transitions.tolist(),
+        "outside": np.bincount(labels.given[labels.truth == OUTSIDE], minlength=count).tolist(),
+        "class_names": list(labels.class_names),
+        "fingerprint": labels.fingerprint,
+    }
+
+
+def _share(count: int, ratio: float) -> int:
+    """floor(count * ratio) without the error of binary fractions: 50000 * 0.29 is 14500, not 14499.99..."""
+    return math.floor(round(count * ratio, 6))
+
+
+def _draw_keyed(truth: np.ndarray, flips: np.ndarray, config: NoiseConfig) -> np.ndarray:
+    """New labels (N,) from Philox draws keyed by (seed, sample): the same with every library version.
+
+    A larger ratio keeps the wrong labels of a smaller one and adds more.
+    """
+    choice, target = (Pass(config.seed, 0, 0, Purpose.noise, view).stream for view in (0, 1))
+    chosen = np.arange(len(truth)) if config.uses_whole_matrix else _choose(truth, flips, config, choice)
+    given = truth.copy()
+    given[chosen] = _draw_from_rows(flips, truth[chosen], _uniform_of(target, len(truth))[chosen])
+    return given
+
+
+def _choose(truth: np.ndarray, flips: np.ndarray, config: NoiseConfig, stream: Stream) -> np.ndarray:
+    """Samples whose label is drawn anew, among those of classes that can change."""
+    can_change = np.asarray((flips > 0).any(axis=1))[truth]
+    if config.choice == "bernoulli":
+        return np.flatnonzero(np.logical_and(can_change, _uniform_of(stream, len(truth)) < config.ratio))
+    order = np.asarray(permutation(stream, len(truth)))
+    order = order[can_change[order]]
+    if config.choice == "global":
+        return order[: _share(len(order), config.ratio)]
+    return np.concatenate([group[: _share(len(group), config.ratio)] for group in _groups(truth, order)])
+
+
+def _draw_published(truth: np.ndarray, flips: np.ndarray, config: NoiseConfig) -> np.ndarray:
+    """New labels (N,) from the published sequence of draws: seed, permutation, then sample after sample."""
+    generator = np.random.RandomState(config.seed)
+    order = generator.permutation(len(truth))
+    chosen = order[: _share(len(truth), config.ratio)]
+    given = truth.copy()
+    if config.kind == "uniform":
+        for sample in chosen:
+            drawn = generator.randint(len(flips), dtype=np.int32)
+            while config.excludes_truth and drawn == truth[sample]:
+                drawn = generator.randint(len(flips), dtype=np.int32)
+            given[sample] = drawn
+    elif len(chosen):  # a ratio below one sample changes nothing
+        stays = 1 - config.ratio * flips.any(axis=1)
+        transition = config.ratio * flips + np.diag(stays)
+        given[order] = _draw_from_rows(transition, truth[order], generator.random_sample(len(order)))
+    return given
+
+
+def _draw_from_rows(matrix: np.ndarray, rows: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """One column (n,) per row index (n,): the row's distribution, inverted at draws (n,) in [0, 1)."""
+    columns = np.empty(len(rows), dtype=np.int64)
+    for members in _groups(rows, np.arange(len(rows))):
+        if len(members):
+            distribution = matrix[rows[members[0]]].cumsum()
+            columns[members] = (distribution / distribution[-1]).searchsorted(draws[members], side="right")
+    return columns
+
+
+def _groups(values: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+    """Split `order` (positions in `values`) by value; within each value the order stays."""
+    by_value = order[np.argsort(values[order], kind="stable")]
+    return np.split(by_value, np.flatnonzero(np.diff(values[by_value])) + 1)
+
+
+def _uniform_of(stream: Stream, count: int) -> np.ndarray:
+    """(count,) float64 in [0, 1), one per sample index."""
+    return np.asarray(uniform(words(stream, np.arange(count))[0]), dtype=np.float64)
+
+
+def _labels_from_file(
+    path: Path, truth: np.ndarray, source_row: np.ndarray, class_names: tuple[str, ...]
+) -> Labels:
+    """Labels exported earlier, if they are of these data: same rows and, where both know it, same truth."""
+    labels = load_labels(path, samples=len(truth), class_names=class_names)
+    rows_differ = (labels.source_row != source_row) & (
+        labels.truth != OUTSIDE
+    )  # a swapped image has another row
+    truth_differs = (labels.truth != truth) & (labels.truth >= 0) & (truth != UNKNOWN)
+    for what, differs in (("row", rows_differ), ("truth", truth_differs)):
+        if differs.any():
+            raise DataError(
+                f"{what} differs from the data set for {differs.sum()} of {len(truth)} samples, "
+                f"first at index {int(np.argmax(differs))}",
+                where=str(path),
+                fix="use the label file that was made for this data set, with the same --limit",
+            )
+    return labels
