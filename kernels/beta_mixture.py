@@ -1,10 +1,10 @@
 """Two-component beta mixture of per-sample losses: which samples fit their label, and which do not.
 
-What: the losses, brought to (0, 1) by their 5th and 95th percentile, are explained by two beta distributions; the
-one with the lower mean holds the clean samples. Fitted by EM with the method of moments (arXiv 1912.08741, section
-III-A; Arazo et al. 2019, arXiv 1904.11238, section 3.1). Why here: the published fit calls scipy 20 times over all
-samples. Cost of the twin: three reads of the losses, then per iteration 24 bytes and one exponential per sample.
-The reference comes first; `fit_beta_mixture` is the public operation and `kernels/cpu/beta_mixture.py` the twin.
+What: the losses, brought to (0, 1) by their 5th and 95th percentile, are explained by two beta distributions;
+the one with the lower mean holds the clean samples. Fitted by EM with the method of moments (arXiv 1912.08741,
+section III-A; arXiv 1904.11238, section 3.1). Why a twin: the published fit evaluates a scipy density 20 times
+over all samples. Its cost: three reads of the losses, then 24 bytes and one exponential per sample and iteration.
+The reference comes first; `fit_beta_mixture` is the public operation, `kernels/cpu/beta_mixture.py` the twin.
 """
 
 import math
@@ -42,7 +42,7 @@ class Fit(NamedTuple):
     spread: Literal["middle", "whole", "none"]  # of the middle 90 %, of all samples only, or none at all
 
 
-# --- the reference ---------------------------------------------------------------------------------------------
+# --- the reference ---
 
 
 def fit_reference(losses: Array, iterations: int) -> Fit:
@@ -108,11 +108,11 @@ def _scale(low: float, high: float) -> float:
     return max(high - (low + LOW_OFFSET) + RANGE_OFFSET, RANGE_OFFSET)
 
 
-# --- what both back ends share ---------------------------------------------------------------------------------
+# --- what both back ends share ---
 
 
 class LogOdds(NamedTuple):
-    """log(p / (1 - p)) = constant + log_u log(u) + log_rest log(1 - u), with u held in [smallest, largest]."""
+    """log(p / (1 - p)) = constant + log_u log(u) + log_rest log(1 - u), u held in [smallest, largest]."""
 
     constant: float
     log_u: float
@@ -130,8 +130,8 @@ def monotone_log_odds(alpha: npt.ArrayLike, beta: npt.ArrayLike, weight: npt.Arr
     """Log-odds of component 1 against 0, made non-decreasing.
 
     Their slope da/u - db/(1 - u), with da, db the differences of the parameters, is zero once at most, at
-    u* = da/(da + db). Where both are positive the odds would fall beyond u*, where both are negative they would
-    fall up to u*: there the value at u* is held. With da <= 0 <= db they fall everywhere: constant.
+    u* = da/(da + db). Where both are positive the odds would fall beyond u*, where both are negative they
+    would fall up to u*: there the value at u* is held. With da <= 0 <= db they fall everywhere: constant.
     """
     (alpha0, alpha1), (beta0, beta1), (weight0, weight1) = (
         np.asarray(a, float) for a in (alpha, beta, weight)
@@ -168,8 +168,8 @@ def lookup_table(alpha: npt.ArrayLike, beta: npt.ArrayLike, weight: npt.ArrayLik
 class BetaMixture:
     """Two beta distributions of the normalised loss, the clean one (lower mean) first.
 
-    `alpha`, `beta`, `weight`: two numbers each. `low`, `high`: the 5th and 95th percentile of the losses, or the
-    smallest and largest loss where those two coincide. `warnings`: what a user should know of the fit.
+    `alpha`, `beta`, `weight`: two numbers each. `low`, `high`: the 5th and 95th percentile of the losses, or
+    the smallest and largest loss where those two coincide. `warnings`: what a user should know of the fit.
     """
 
     alpha: tuple[float, float]
@@ -184,8 +184,8 @@ class BetaMixture:
     ) -> Array:
         """Probability that each sample belongs to the noisy component.
 
-        Takes (N,) losses (numpy, or a torch tensor on the CPU), gives (N,) float64 in [0, 1]. "exact" never falls
-        where the loss rises (up to rounding, 1e-12); "lookup" is the published table of 100 bins, which can.
+        Takes (N,) losses (numpy, or a torch tensor on the CPU), gives (N,) float64 in [0, 1]. "exact" never
+        falls where the loss rises (up to rounding, 1e-12); "lookup" is the published table of 100 bins, which can.
         Raises ValueError for nan; an infinite loss is as noisy (or, below, as clean) as a loss can be.
         """
         values = _vector(losses)
@@ -205,7 +205,7 @@ def fit_beta_mixture(losses: Any, *, backend: Backend = "numba", iterations: int
     """Fit the mixture to (N,) losses (numpy, or a torch tensor on the CPU; computed in float64).
 
     "reference" is numpy and scipy, "numba" the same numbers faster; neither depends on the number of threads.
-    Infinite losses count as the largest finite one. Losses with no spread give a defined mixture and a warning.
+    Infinite losses count as the largest finite one. Without spread the mixture is defined, with a warning.
     Raises ValueError for nan, for no samples, for no finite loss, and for an array that is not (N,).
     """
     if iterations < 1:
@@ -255,9 +255,9 @@ def _refuse_nan(values: Array, backend: Backend) -> None:
             return
     unknown = np.flatnonzero(np.isnan(values))
     if unknown.size:
-        first = ", ".join(str(position) for position in unknown[:5])
+        first = ", ".join(str(position) for position in unknown[:5]) + (", ..." if unknown.size > 5 else "")
         raise ValueError(
-            f"{unknown.size} of {values.size} losses are nan, the first at {first}; wanted numbers"
+            f"{unknown.size} of {values.size} losses are nan (positions {first}); wanted numbers"
         )
 
 
