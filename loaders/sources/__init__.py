@@ -1,0 +1,1 @@
+"""One module per kind of input: what the user downloaded, opened and checked."""
