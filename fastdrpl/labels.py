@@ -1,22 +1,26 @@
 """The labels of a view: what the trainer is told, what is right, and which pixels are shown."""
 
 import hashlib
+import io
 import json
-import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 
+from fastdrpl.files import write_atomic
 from fastdrpl.loaders.errors import DataError, UserError
 
 UNKNOWN = -1  # the right class is not known
 OUTSIDE = -2  # the image belongs to none of the classes
 _COLUMNS = ("index", "row", "given", "truth")
 _NAMES_LINE = b"# class_names: "
+# what zipfile, numpy, pyarrow and json raise for damaged files (RuntimeError: strange zip members)
+_UNREADABLE = (ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, BadZipFile, zlib.error)
 
 
 class NoisyLabels(NamedTuple):
@@ -74,20 +78,10 @@ class Labels:
 
     def save(self, path: Path) -> None:
         """Write to `path`, whole or not at all; the ending says how: .npz, .csv or .parquet."""
-        writer = _format(path)[0]
+        encode = _format(path)[0]
         if not path.parent.is_dir():
-            raise UserError(
-                "there is no such folder", where=str(path.parent), fix="make it, or check the path"
-            )
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                writer(self, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            raise UserError("there is no such folder", where=str(path.parent), fix="make it first")
+        write_atomic(path, encode(self))
 
     @classmethod
     def load(cls, path: Path) -> "Labels":
@@ -109,7 +103,7 @@ def load_labels(
         raise UserError("there is no such label file", where=str(path), fix="check the path")
     try:
         columns, names = reader(path)
-    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"not a readable label file: {error}",
             where=str(path),
@@ -163,7 +157,7 @@ def _agreed_names(in_file: tuple[str, ...] | None, wanted: tuple[str, ...] | Non
     )
 
 
-# --- file formats: each writer takes an open file, each reader returns the columns and the class names ---
+# --- file formats: each encoder gives the file's bytes, each reader the columns and the class names ---
 
 _Table = tuple[dict[str, np.ndarray], tuple[str, ...] | None]
 
@@ -180,9 +174,11 @@ def _names_from_json(text: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _write_npz(labels: Labels, file: IO[bytes]) -> None:
+def _encode_npz(labels: Labels) -> bytes:
     names = np.frombuffer(json.dumps(labels.class_names).encode(), dtype=np.uint8)
-    np.savez(file, class_names=names, **_columns(labels))  # type: ignore[arg-type]
+    buffer = io.BytesIO()
+    np.savez(buffer, class_names=names, **_columns(labels))  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def _read_npz(path: Path) -> _Table:
@@ -191,13 +187,15 @@ def _read_npz(path: Path) -> _Table:
         return columns, _names_from_json(stored["class_names"].tobytes()) if "class_names" in stored else None
 
 
-def _write_csv(labels: Labels, file: IO[bytes]) -> None:
+def _encode_csv(labels: Labels) -> bytes:
     import pyarrow
     import pyarrow.csv
 
-    file.write(_NAMES_LINE + json.dumps(labels.class_names).encode() + b"\n")
+    buffer = io.BytesIO(_NAMES_LINE + json.dumps(labels.class_names).encode() + b"\n")
+    buffer.seek(0, io.SEEK_END)
     options = pyarrow.csv.WriteOptions(quoting_style="none")
-    pyarrow.csv.write_csv(pyarrow.table(_columns(labels)), file, options)
+    pyarrow.csv.write_csv(pyarrow.table(_columns(labels)), buffer, options)
+    return buffer.getvalue()
 
 
 def _read_csv(path: Path) -> _Table:
@@ -218,36 +216,35 @@ def _read_csv(path: Path) -> _Table:
     return columns, _names_from_json(first[len(_NAMES_LINE) :]) if has_names else None
 
 
-def _write_parquet(labels: Labels, file: IO[bytes]) -> None:
+def _encode_parquet(labels: Labels) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
     table = pyarrow.table(_columns(labels))
-    pyarrow.parquet.write_table(
-        table.replace_schema_metadata({"class_names": json.dumps(labels.class_names)}),
-        file,
-        compression="zstd",
-    )
+    table = table.replace_schema_metadata({"class_names": json.dumps(labels.class_names)})
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
 
 
 def _read_parquet(path: Path) -> _Table:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS))
+    table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS), page_checksum_verification=True)
     names = (table.schema.metadata or {}).get(b"class_names")
     return {name: table[name].to_numpy() for name in _COLUMNS}, None if names is None else _names_from_json(
         names
     )
 
 
-_FORMATS: dict[str, tuple[Callable[[Labels, IO[bytes]], None], Callable[[Path], _Table]]] = {
-    ".npz": (_write_npz, _read_npz),
-    ".csv": (_write_csv, _read_csv),
-    ".parquet": (_write_parquet, _read_parquet),
+_FORMATS: dict[str, tuple[Callable[[Labels], bytes], Callable[[Path], _Table]]] = {
+    ".npz": (_encode_npz, _read_npz),
+    ".csv": (_encode_csv, _read_csv),
+    ".parquet": (_encode_parquet, _read_parquet),
 }
 
 
-def _format(path: Path) -> tuple[Callable[[Labels, IO[bytes]], None], Callable[[Path], _Table]]:
+def _format(path: Path) -> tuple[Callable[[Labels], bytes], Callable[[Path], _Table]]:
     if path.suffix not in _FORMATS:
         raise UserError(
             f"unknown kind of label file: {path.suffix or 'no ending'}",
