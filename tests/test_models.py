@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torchvision
 from fastdrpl.loaders.errors import UserError
 from scipy import stats
 from torch import nn
