@@ -30,7 +30,7 @@ def fault(point: str) -> None:
     The environment variable FASTDRPL_FAULT holds `point` or `point:n` (the n-th arrival, from 1).
     """
     name, _, number = os.environ.get("FASTDRPL_FAULT", "").partition(":")
-    if name == point:
+    if name and name == point:
         _arrivals[point] += 1
         if _arrivals[point] == int(number or 1):
             os._exit(9)
