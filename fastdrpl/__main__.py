@@ -1,0 +1,7 @@
+"""`python -m fastdrpl`."""
+
+import sys
+
+from fastdrpl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,204 @@
+"""The command line. A verb is a function here; what it needs is imported inside it, so that help is quick."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastdrpl.config import Config
+
+HELP = """\
+fastdrpl: train an image classifier from partly wrong labels, and learn which labels are wrong.
+
+  fastdrpl prepare KIND --source DIR --out DIR   compile images once: digits, cifar10, cifar100, folder
+  fastdrpl train RECIPE [--data DIR] [flags]     train, detect, report; the same command continues a stopped run
+  fastdrpl recipes [NAME]                        the recipes, with every number and where it comes from
+  fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
+  fastdrpl doctor [PATH]                         what this machine has, what is missing and what installs it
+
+`fastdrpl VERB --help` says more. Exit codes: 0 done, 2 request, 3 data, 4 not finite, 5 detection collapsed,
+75 stopped by a signal (run the same command to continue). --debug shows where an error came from.
+Several processes: accelerate launch fastdrpl/train.py RECIPE ... (see docs/ranks.md).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if words else 2
+    if words[0] == "--version":
+        from fastdrpl import __version__
+
+        print(f"fastdrpl {__version__}")
+        return 0
+    from fastdrpl.console import fail
+    from fastdrpl.errors import UserError
+    from fastdrpl.names import nearest
+
+    verb = VERBS.get(words[0])
+    try:
+        if verb is None:
+            raise UserError(f"unknown verb {words[0]!r}{nearest(words[0], VERBS)}", fix="see fastdrpl --help")
+        return verb(words[1:])
+    except UserError as error:
+        if debug:
+            raise
+        fail(str(error))
+        return error.exit_code
+
+
+def _prepare(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.loaders.prepare import PrepareConfig, prepare
+
+    kind, rest = _split_name(words, "prepare KIND")
+    prepare(
+        _parse(
+            tyro.cli, PrepareConfig, f"fastdrpl prepare {kind}", [*(["--kind", kind] if kind else []), *rest]
+        )
+    )
+    return 0
+
+
+def _train(words: list[str]) -> int:
+    config = parse_training(words)
+    from fastdrpl.run import run
+
+    result = run(config)
+    if int(os.environ.get("RANK", "0")) == 0:
+        from fastdrpl.folder import run_folder
+        from fastdrpl.report.summary import print_summary
+        from fastdrpl.report.table import read_table
+
+        folder = run_folder(config)
+        print_summary(folder.path, result, read_table(folder.labels))
+    return 0
+
+
+def parse_training(words: list[str]) -> "Config":
+    """Recipe first, then flags: default < recipe < --config FILE < flag."""
+    import tyro
+
+    from fastdrpl import config_file
+    from fastdrpl.config import Config
+    from fastdrpl.recipes import recipe_named
+
+    file, words = _take_option(words, "--config")
+    table = {} if file is None else config_file.read_table(Path(file))
+    if isinstance(table.get("recipe"), str) and (not words or words[0].startswith("-")):
+        words = [table["recipe"], *words]  # the config.toml of a run names its recipe
+    name, rest = _split_name(words, "train RECIPE")
+    config = recipe_named(name or "digits").config  # without a name only help is printed
+    if file is not None:
+        config = config_file.overlay(config, {**table, "recipe": name}, where=file)
+    return _parse(tyro.cli, Config, f"fastdrpl train {name or 'RECIPE'}", rest, default=config)
+
+
+def _recipes(words: list[str]) -> int:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from fastdrpl.recipes import RECIPES, describe, recipe_named
+
+    _refuse_flags(words, "recipes [NAME]", most=1)
+    console = Console(highlight=False)
+    for recipe in [recipe_named(name) for name in (words or RECIPES)]:
+        table = Table(
+            title=f"{recipe.name}: {recipe.summary}", title_justify="left", box=None, pad_edge=False
+        )
+        for column in ("field", "value", "source"):
+            table.add_column(column, overflow="fold")
+        for row in describe(recipe):
+            table.add_row(*map(Text, row))
+        console.print(table, "")
+    console.print(
+        "P = paper, arXiv 1912.08741; C = what the published code executes; own = a choice of fastdrpl."
+    )
+    return 0
+
+
+def _status(words: list[str]) -> int:
+    from fastdrpl.status import print_status
+
+    _refuse_flags(words, "status RUN", least=1, most=1)
+    print_status(Path(words[0]))
+    return 0
+
+
+def _predict(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.predict import PredictConfig, predict
+
+    predict(_parse(tyro.cli, PredictConfig, "fastdrpl predict", words))
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    from fastdrpl.doctor import doctor
+
+    _refuse_flags(words, "doctor [PATH]", most=1)
+    return doctor(Path(words[0]) if words else None)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "recipes": _recipes,
+    "status": _status,
+    "predict": _predict,
+    "doctor": _doctor,
+}
+
+
+def _split_name(words: list[str], usage: str) -> tuple[str, list[str]]:
+    """The leading name of a verb's words, and the rest; no name only where help is asked for."""
+    from fastdrpl.errors import UserError
+
+    if words and not words[0].startswith("-"):
+        return words[0], words[1:]
+    if any(word in ("-h", "--help") for word in words):
+        return "", words
+    raise UserError("a name is missing", fix=f"fastdrpl {usage} ...")
+
+
+def _take_option(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option given as `--x VALUE` or `--x=VALUE`, and the words without it."""
+    from fastdrpl.errors import UserError
+
+    for position, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], words[:position] + words[position + 1 :]
+        if word == option:
+            if position + 1 == len(words):
+                raise UserError(f"{option} needs a value")
+            return words[position + 1], words[:position] + words[position + 2 :]
+    return None, words
+
+
+def _refuse_flags(words: list[str], usage: str, *, least: int = 0, most: int = 0) -> None:
+    """Check the words of a verb that takes names only."""
+    from fastdrpl.errors import UserError
+
+    if any(word in ("-h", "--help") for word in words):
+        print(f"usage: fastdrpl {usage}")
+        raise SystemExit(0)
+    if not least <= len(words) <= most or any(word.startswith("-") for word in words):
+        raise UserError(f"cannot read {' '.join(words)!r}", fix=f"fastdrpl {usage}")
+
+
+def _parse(
+    parser: Callable[..., Any], settings: type, program: str, words: list[str], default: Any = None
+) -> Any:
+    """A dataclass from flags; tyro prints its own message and ends with code 2 for flags it cannot read."""
+    given = {} if default is None else {"default": default}
+    return parser(settings, prog=program, args=words, use_underscores=True, **given)

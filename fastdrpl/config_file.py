@@ -1,0 +1,96 @@
+"""Configuration to and from TOML: unknown keys, wrong types, nan and inf are errors that name the field."""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fastdrpl.config import Config
+from fastdrpl.errors import UserError
+from fastdrpl.names import nearest
+
+Settings = typing.TypeVar("Settings")
+
+
+def to_table(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain values; None is left out, paths become text."""
+    table: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            table[item.name] = to_table(value)
+        elif isinstance(value, Path):
+            table[item.name] = str(value)
+        elif value is not None:
+            table[item.name] = list(value) if isinstance(value, tuple) else value
+    return table
+
+
+def dumps(config: Config) -> str:
+    """The TOML text of a configuration; `loads` gives the same configuration back."""
+    return tomli_w.dumps(to_table(config))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a TOML file. Raises `UserError` if it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration: {error.strerror}", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not a TOML file: {error}", where=str(path)) from error
+
+
+def loads(text: str) -> Config:
+    """A configuration from the TOML text of a whole one."""
+    return overlay(Config(), tomllib.loads(text), where="configuration")
+
+
+def overlay(base: Settings, table: dict[str, Any], *, where: str, prefix: str = "") -> Settings:
+    """`base` with the values of a table in place of its own; every other field stays as it is."""
+    hints = typing.get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise UserError(f"unknown key {name!r}{nearest(key, hints, prefix)}", where=where)
+        current = getattr(base, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise UserError(f"{name!r} must be a table, not {value!r}", where=where)
+            changes[key] = overlay(current, value, where=where, prefix=f"{name}.")
+        else:
+            changes[key] = _convert(value, hints[key], name, where)
+    return dataclasses.replace(base, **changes)
+
+
+def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
+    """A TOML value as the type that a field declares."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _convert(value, arguments[0], name, where)
+    if origin in (typing.Union, types.UnionType):  # only `X | None` occurs, and TOML has no None
+        return _convert(value, arguments[0], name, where)
+    if origin is typing.Literal:
+        if value in arguments and type(value) in map(type, arguments):
+            return value
+        text = f"{name} = {value!r}{nearest(str(value), map(str, arguments))}"
+        raise UserError(text, where=where, fix=f"one of {', '.join(map(repr, arguments))}")
+    if origin is tuple:
+        if isinstance(value, list):
+            return tuple(_convert(item, arguments[0], name, where) for item in value)
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+        raise UserError(f"{name} is {value}", where=where, fix="give a finite number")
+    elif type(value) is hint:  # exact: true is no whole number
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise UserError(f"{name} = {value!r} is not of type {wanted}", where=where)

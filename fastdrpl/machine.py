@@ -1,0 +1,137 @@
+"""Where a run runs: device, precision, ranks and threads, resolved once (on Accelerate) and stored."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor
+
+from fastdrpl import __version__
+from fastdrpl.config import EngineConfig
+from fastdrpl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processes of a run and what each computes on."""
+
+    accelerator: Accelerator
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    world: int
+    rank: int
+    threads: int
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks; a new tensor."""
+        values = values.clone()
+        torch.distributed.all_reduce(values)
+        return values
+
+    def maximum(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over ranks; a new tensor."""
+        values = values.clone()
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        return values
+
+    def stack(self, values: Tensor) -> Tensor:
+        """One row a rank: (...) -> (world, ...)."""
+        if self.world == 1:
+            return values[None].clone()
+        rows = [torch.empty_like(values) for _ in range(self.world)]
+        torch.distributed.all_gather(rows, values)
+        return torch.stack(rows)
+
+    def from_main(self, tensors: list[Tensor]) -> None:
+        """Overwrite tensors by those of rank 0."""
+        if self.world > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, 0)
+
+    def highest(self, number: int) -> int:
+        """The largest of the ranks' numbers; every rank must call it at the same point."""
+        if self.world == 1:
+            return number
+        return int(self.maximum(torch.tensor(number, device=self.device)))
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The block runs on rank 0, then on the others."""
+        with self.accelerator.main_process_first():
+            yield
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest of the run."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": str(self.device),
+            "gpu": torch.cuda.get_device_name(self.device) if cuda else None,
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "precision": self.precision,
+            "ranks": self.world,
+            "threads": self.threads,
+            "mode": "eager",
+        }
+
+
+def build_machine(engine: EngineConfig, *, threads: int = 0) -> Machine:
+    """Start Accelerate as the launcher asked; `threads` is what an earlier part of the run used (0 = none).
+
+    Raises `UserError` for a device, precision or number of ranks that cannot be had here.
+    """
+    if engine.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "--engine.device cuda, but torch sees no GPU", fix="`fastdrpl doctor` says what is missing"
+        )
+    cpu = engine.device == "cpu" or not torch.cuda.is_available()
+    precision = engine.precision
+    if precision == "auto":
+        precision = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and cpu:
+        raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")
+    if engine.sync_bn and cpu:
+        raise UserError("--engine.sync_bn needs GPUs", fix="leave it out on the CPU")
+    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    world = accelerator.num_processes
+    if engine.ranks and world < engine.ranks:
+        raise UserError(
+            f"{world} process{'es' * (world > 1)} started, but --engine.ranks asks for {engine.ranks}",
+            where="the launcher",
+            fix="on CPUs `accelerate launch --cpu` starts one process whatever it is told; use "
+            f"`ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {engine.ranks} fastdrpl/train.py ...`",
+        )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    resolved = engine.threads or threads or max(1, (os.cpu_count() or 1) // local)
+    torch.set_num_threads(resolved)  # launchers set it to 1, and a result's last bits depend on it
+    torch.backends.cudnn.benchmark = not cpu
+    return Machine(accelerator, accelerator.device, precision, world, accelerator.process_index, resolved)
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python, this package and what a result depends on."""
+    packages = ("fastdrpl", "torch", "torchvision", "numpy", "scipy", "numba", "accelerate")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            versions[package] = __version__ if package == "fastdrpl" else "unknown"
+    return versions

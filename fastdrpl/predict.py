@@ -1,0 +1,111 @@
+"""`fastdrpl predict RUN PATH`: label new images with the final network of a finished run."""
+
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import tyro
+from torch import nn
+
+from fastdrpl.console import say, warn
+from fastdrpl.errors import DataError, UserError
+from fastdrpl.files import read_json
+from fastdrpl.folder import RunFolder
+from fastdrpl.kernels.augment import centre
+from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
+from fastdrpl.models import build_model
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Which images, by which run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a finished run."""
+    path: Annotated[Path, tyro.conf.Positional]
+    """An image, or a folder of images (and of folders)."""
+    out: Path | None = None
+    """CSV file for the result; default: standard output."""
+
+
+def predict(config: PredictConfig) -> int:
+    """Write a line per image: file, class, probability. Returns how many images could not be read; each is named.
+
+    Raises `UserError` if the run is not finished or there are no images, `DataError` for a damaged export.
+    """
+    network, description = load_network(config.run)
+    files = find_images(config.path)
+    if config.out is None:
+        return _write(sys.stdout, network, description, files)
+    with open(config.out, "w", newline="", encoding="utf-8") as target:
+        unreadable = _write(target, network, description, files)
+    say(f"{len(files) - unreadable} images labelled, {unreadable} unreadable: {config.out}")
+    return unreadable
+
+
+def load_network(run: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The final network of a run, ready to use, and what model.json says of it."""
+    folder = RunFolder(run)
+    if not folder.result.exists():
+        raise UserError(
+            "the run is not finished: there is no network yet", where=str(run), fix="fastdrpl status RUN"
+        )
+    description = read_json(folder.export / "model.json")
+    network = build_model(description["model"], len(description["class_names"]), description["width"], seed=0)
+    weights = folder.export / "model.safetensors"
+    try:
+        network.load_state_dict(safetensors.torch.load_file(weights))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DataError(
+            f"cannot load the network: {error}", where=str(weights), fix="run the training again"
+        ) from error
+    return network.eval(), description
+
+
+def find_images(path: Path) -> list[Path]:
+    """An image, or all images below a folder, sorted. Raises `UserError` if there are none."""
+    if path.is_file():
+        return [path]
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not files:
+        raise UserError(
+            "no images found", where=str(path), fix=f"images end in {', '.join(sorted(EXTENSIONS))}"
+        )
+    return files
+
+
+@torch.no_grad()
+def _write(target: IO[str], network: nn.Module, description: dict[str, Any], files: list[Path]) -> int:
+    writer, unreadable = csv.writer(target), 0
+    writer.writerow(["file", "class", "probability"])
+    names = description["class_names"]
+    for start in range(0, len(files), _BATCH):
+        images, readable = [], []
+        for file in files[start : start + _BATCH]:
+            try:
+                images.append(read_picture(str(file), description["stored_size"]))
+                readable.append(file)
+            except Unreadable as error:
+                warn(f"{file}: {error}")
+                unreadable += 1
+        if not images:
+            continue
+        inputs = centre(
+            torch.from_numpy(np.stack(images)),
+            torch.arange(len(images)),
+            size=description["input_size"],
+            mean=description["mean"],
+            std=description["std"],
+        )
+        confidence, best = torch.softmax(network(inputs).float(), 1).max(1)
+        for file, k, p in zip(readable, best.tolist(), confidence.tolist(), strict=True):
+            writer.writerow([str(file), names[k], f"{p:.4f}"])
+    return unreadable
