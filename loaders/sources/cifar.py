@@ -23,7 +23,7 @@ from fastdrpl.loaders.sources.source import OpenedSource, Part, Piece
 
 Triple = tuple[float, float, float]
 LARGEST_FILE = 200 << 20  # bytes; the largest official file has 155 MB
-PIECE = 10_000  # images
+PIECE = 2_000  # images read ahead
 
 
 @dataclass(frozen=True)

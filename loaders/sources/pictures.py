@@ -1,0 +1,156 @@
+"""Any image file that Pillow reads -> RGB pixels of one size. Runs in the worker processes of `prepare`."""
+
+import io
+import os
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from multiprocessing import parent_process
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Formats we let Pillow read, and their file names. Its own list is longer: it would run Ghostscript for .eps.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo",),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+    "TGA": (".tga",),
+    "ICO": (".ico",),
+}
+EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
+DAMAGE = (  # what Pillow's many decoders raise on damaged files
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class Unreadable(Exception):
+    """An image that cannot be used; the text is the reason."""
+
+
+class Target(NamedTuple):
+    """What every image is made into."""
+
+    size: int  # pixels, height and width
+    store: Literal["raw", "jpeg"]
+    quality: int  # of JPEG, 1..100
+
+
+def read_pictures(paths: list[str], target: Target) -> tuple[bytes | list[bytes], list[tuple[int, str]]]:
+    """Decode files; returns (pixels of all in one string, or a JPEG each; [(position, reason)] of the bad).
+
+    A bad image is black.
+    """
+    size, bad = target.size, []
+    out = np.zeros((len(paths), size, size, 3), np.uint8)
+    for position, path in enumerate(paths):
+        try:
+            out[position] = read_picture(path, size)
+        except Unreadable as error:
+            bad.append((position, str(error)))
+    if target.store == "jpeg":
+        return [encode_jpeg(image, target.quality) for image in out], bad
+    return out.tobytes(), bad
+
+
+def read_picture(path: str, size: int) -> np.ndarray:
+    """One file as (size, size, 3) uint8: upright, RGB, first frame. Raises Unreadable."""
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("not a regular file")
+            if status.st_size == 0:
+                raise Unreadable("empty file")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # oddities of single files would flood the terminal
+                return _decode(file, size)
+    except FileNotFoundError:
+        raise Unreadable("broken link or removed") from None
+    except PermissionError:
+        raise Unreadable("no permission to read") from None
+    except UnidentifiedImageError:
+        raise Unreadable("not an image") from None
+    except Image.DecompressionBombError:
+        raise Unreadable("too many pixels") from None
+    except DAMAGE as error:
+        if "truncated" in str(error).lower():
+            raise Unreadable("truncated") from None
+        raise Unreadable(f"damaged ({type(error).__name__})") from None
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """One (height, width, 3) uint8 image as a JPEG file."""
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16-bit grey is scaled, transparent pixels lie on white. Raises Unreadable."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        wide = np.asarray(image).astype(np.float64)
+        grey = np.clip(np.floor(wide / 257 + 0.5), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Unreadable(f"32-bit pixels (mode {image.mode}) have no known range")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
+
+
+def watch_parent() -> None:
+    """End this worker when the process that started it is gone (it cannot say goodbye after a kill)."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    Image.init()
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe in the folder would wait for ever
+
+
+def _decode(file: io.BufferedReader, size: int) -> np.ndarray:
+    Image.init()
+    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, (2 * size, 2 * size))  # decode large photos at 1/2, 1/4, 1/8: never below 2x
+        image.load()
+        upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
+        upright.format = image.format
+        rgb = to_rgb(upright)
+    if rgb.size != (size, size):
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)  # widens its filter: antialiased
+    return np.asarray(rgb)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(0x0112, 1) != 1
+    except DAMAGE:  # damaged notes on a sound image: taken as upright, as every viewer does
+        return False
