@@ -23,16 +23,16 @@ _PUBLISHED_CHOICE = {"none": "global", "uniform": "global", "nonuniform": "berno
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """Which labels are made wrong, and how. Raises UserError for values that do not go together."""
+    """Which labels are made wrong, and how."""
 
     kind: Literal["none", "uniform", "nonuniform", "matrix"] = "none"
     """none: labels as they are. uniform: any class. nonuniform: a similar class. matrix: by a file."""
     ratio: float = 0.0
     """Share of the samples whose label is drawn anew, 0..1 (nonuniform: of the classes with a partner)."""
     exact: Literal["published", "global", "per_class", "bernoulli"] = "published"
-    """Where the ratio holds: in the whole set (global), in each class (per_class, the paper's text), or only
-    on average (bernoulli: each sample on its own). published: as the published code does, which is global for
-    uniform and matrix, bernoulli for nonuniform."""
+    """Where the ratio holds.
+    global: in the whole set. per_class: in each class (the paper's text). bernoulli: on average only.
+    published: as in the published code, global for uniform and matrix, bernoulli for nonuniform."""
     excludes_truth: bool = True
     """Uniform noise draws among the C-1 wrong classes (paper), or all C (then ratio*(C-1)/C are wrong)."""
     both_directions: bool = True
@@ -40,8 +40,8 @@ class NoiseConfig:
     matrix: Path | None = None
     """Transition matrix for kind=matrix: .npy or .csv, C x C, row = true class, rows sum to 1."""
     matrix_diagonal: Literal["keep", "drop"] = "keep"
-    """keep: the matrix is used as it is and says itself how many labels stay right. drop: the ratio says how
-    many change, and the matrix without its diagonal says into what."""
+    """keep: the matrix says itself how many labels stay right.
+    drop: the ratio says how many change, and the matrix without its diagonal says into what."""
     file: Path | None = None
     """Labels exported earlier (.npz, .csv or .parquet); nothing is drawn."""
     legacy_rng: bool = False
@@ -50,6 +50,7 @@ class NoiseConfig:
     """Seed of the noise; it does not depend on the seed of the training. 42 is the published one."""
 
     def __post_init__(self) -> None:
+        """Raises UserError for values that are out of range or do not go together."""
         if not 0 <= self.ratio <= 1:  # also refuses nan
             raise UserError(f"the noise ratio must be in 0..1, got {self.ratio}", where="noise.ratio")
         if not 0 <= self.seed < (2**32 if self.legacy_rng else 2**64):
@@ -65,7 +66,7 @@ class NoiseConfig:
             fix = "use --noise.kind none with --noise.file"
             raise UserError(f"labels come from a file and from kind {self.kind}", where="noise.file", fix=fix)
         if self.uses_whole_matrix and (self.ratio or self.exact not in ("published", "bernoulli")):
-            fix = "leave ratio and exact out, or use --noise.matrix_diagonal drop"
+            fix = "use --noise.ratio 0 --noise.exact published, or --noise.matrix_diagonal drop"
             raise UserError("with its diagonal kept, the matrix itself says how many labels change", fix=fix)
         if self.legacy_rng and (self.kind == "matrix" or self.choice != _PUBLISHED_CHOICE[self.kind]):
             fix = "use kind uniform or nonuniform with --noise.exact published"
