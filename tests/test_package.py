@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import os
 import re
 import shutil
@@ -205,10 +206,8 @@ def test_every_package_folder_is_packaged() -> None:
 
 
 def test_no_module_is_named_like_one_of_somebody_else() -> None:
-    wanted = [
-        *PROJECT["project"]["dependencies"],
-        *sum(PROJECT["project"]["optional-dependencies"].values(), []),
-    ]
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wanted = [*PROJECT["project"]["dependencies"], *itertools.chain.from_iterable(extras)]
     distributions = {re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     taken = {
         name
