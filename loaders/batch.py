@@ -16,7 +16,8 @@ class Batch(NamedTuple):
         "Tensor"  # uint8 (M, H, W, 3) on the device: the whole set (or a strided view), or a staging buffer
     )
     rows: "Tensor"  # (B,) int64 on the device, opaque: pixels[rows] are the B images. Read, never write
-    index: "Tensor"  # (B,) int64 on the device, sample index: the key into every per-sample table
+    # (B,) int64 on the device, sample index: the key into every per-sample table. It hides tuple.index.
+    index: "Tensor"  # type: ignore[assignment]
 
 
 class Loader(Protocol):

@@ -54,7 +54,7 @@ def decode_row(split: Split, file: np.ndarray, row: int) -> np.ndarray:
             raise _damaged(split, row, f"{nbytes} bytes")
         return np.asarray(file[start : start + nbytes]).reshape(shape)
     try:
-        with Image.open(io.BytesIO(file[start : start + nbytes]), formats=["JPEG"]) as image:
+        with Image.open(io.BytesIO(file[start : start + nbytes].tobytes()), formats=["JPEG"]) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _damaged(split, row, str(error)) from error

@@ -1,0 +1,123 @@
+"""The plain way: a torch DataLoader whose processes read and decode one image at a time. The reference for the others.
+
+It needs no memory for the whole set and works for every store. Labels are not its business, so its processes
+can never hold stale ones.
+"""
+
+import weakref
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from fastdrpl.loaders.batch import Batch
+from fastdrpl.loaders.dataset import Split
+from fastdrpl.loaders.decode import check_source_rows, decode_row, map_file
+from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.order import Order
+from torch.utils.data import DataLoader, Dataset
+
+PATIENCE = 50  # seconds without a batch after which the processes count as dead
+
+Answer = tuple[torch.Tensor, torch.Tensor] | DataError  # pixels and index, or why not
+
+
+class WorkerLoader:
+    """Batches decoded by `workers` processes (0: by this one) into staging buffers, rows 0..B-1.
+
+    `source_row`: (N,) int64, the row of `split` whose pixels sample i shows. Each epoch has processes of its own,
+    which end with it: at its last batch, when its iterator is closed or dropped, or with `close`. An image that
+    does not decode raises DataError with file and row; a process that dies or hangs, UserError within a minute.
+    """
+
+    def __init__(
+        self, split: Split, source_row: np.ndarray, device: torch.device | str = "cpu", workers: int = 2
+    ) -> None:
+        if workers < 0:
+            raise UserError(f"loader processes: got {workers}, want 0 or more")
+        check_source_rows(split, source_row)
+        self.device, self.workers = torch.device(device), workers
+        self._images = _Images(split, source_row)
+        self._epochs: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+
+    def epoch(self, order: Order, *, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an order from a step on."""
+        batches = self._read(order, start_step)
+        self._epochs.add(batches)
+        return batches
+
+    def close(self) -> None:
+        """End the processes of every epoch still under way."""
+        for batches in list(self._epochs):
+            batches.close()
+
+    def _read(self, order: Order, start_step: int) -> Generator[Batch, None, None]:
+        loader = DataLoader(
+            self._images,
+            batch_sampler=_Steps(order, start_step),  # type: ignore[arg-type]  # arrays do as lists do
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+            timeout=PATIENCE if self.workers else 0,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+        answers = iter(loader)
+        try:
+            while (answer := self._next(answers)) is not None:
+                if isinstance(answer, DataError):
+                    raise answer
+                pixels, index = (tensor.to(self.device, non_blocking=True) for tensor in answer)
+                yield Batch(pixels, torch.arange(len(index), device=self.device), index)
+        finally:
+            del answers, loader  # the last references: this ends the processes
+
+    def _next(self, answers: Iterator[Answer]) -> Answer | None:
+        try:
+            return next(answers, None)
+        except RuntimeError as error:
+            if not self.workers:
+                raise
+            # Without its traceback, whose frames would keep the processes alive.
+            raise UserError(
+                f"a loader process died or gave nothing for {PATIENCE} s: {error}",
+                where=str(self._images.split.path),
+                fix="if memory ran out, use fewer loader processes; 0 reads in the main process",
+            ) from error.with_traceback(None)
+
+
+class _Steps:
+    """The sample index of each step that is left: what torch calls a batch sampler."""
+
+    def __init__(self, order: Order, start_step: int) -> None:
+        self.order, self.start_step = order, start_step
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.order[step] for step in range(self.start_step, len(self.order)))
+
+    def __len__(self) -> int:
+        return max(0, len(self.order) - self.start_step)
+
+
+class _Images(Dataset[Any]):
+    """Pixels by sample index, a batch at a time."""
+
+    def __init__(self, split: Split, source_row: np.ndarray) -> None:
+        self.split, self.source_row = split, source_row
+        self.file = map_file(split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where processes are not forked: each maps the file itself, rather than getting all its bytes.
+        return _Images, (self.split, self.source_row)
+
+    def __getitems__(self, index: np.ndarray) -> Answer:
+        pixels = np.empty((len(index), self.split.height, self.split.width, 3), np.uint8)
+        try:
+            for place, row in enumerate(self.source_row[index]):
+                pixels[place] = decode_row(self.split, self.file, int(row))
+        except DataError as error:
+            return error  # raised across processes it would become a text with a traceback
+        return torch.from_numpy(pixels), torch.from_numpy(index.copy())
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
