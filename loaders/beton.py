@@ -6,6 +6,7 @@ little-endian. The real `ffcv` library reads these files in every mode.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -124,7 +125,7 @@ class BetonWriter:
 
     def write_raw(self, images: np.ndarray) -> None:
         """Append images: (n, height, width, 3) uint8."""
-        flat = np.ascontiguousarray(images).reshape(len(images), -1)
+        flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
         if self.store != "raw" or flat.dtype != np.uint8 or flat.shape[1] != self.image_bytes:
             raise ValueError(
                 f"wanted uint8 images of {self.image_bytes} bytes, got {images.dtype} {images.shape}"
