@@ -45,8 +45,8 @@ def inner_part(geometry: Geometry, window: Window) -> tuple[np.uint64, np.uint64
     top, left, _ = window
     y0 = min(pad - top if pad > top else U0, size)
     x0 = min(pad - left if pad > left else U0, size)
-    y1 = max(min(size, height + pad - top), y0)
-    x1 = max(min(size, width + pad - left), x0)
+    y1 = max(min(size, height + pad - top if height + pad > top else U0), y0)
+    x1 = max(min(size, width + pad - left if width + pad > left else U0), x0)
     return y0, y1, x0, x1
 
 
@@ -231,7 +231,7 @@ def augment_uint8(
     _check_range("index", index, 1 << 32)
     flat, places, geometry = _flatten(pixels, rows, pad, size)
     fill = _choose(fill_uint8_serial, fill_uint8_parallel, out)
-    fill(flat, places, index.numpy(), stream_words(stream), geometry, flip, out.view(-1).numpy())
+    fill(flat, places, index.contiguous().numpy(), stream_words(stream), geometry, flip, out.view(-1).numpy())
     return out
 
 
@@ -258,7 +258,7 @@ def _fill_float32(
     out = torch.empty((len(rows), 3, size, size), dtype=torch.float32)
     fill = _choose(fill_float32_serial, fill_float32_parallel, out)
     words, target = stream_words(stream), out.view(-1).numpy()
-    fill(flat, places, index.numpy(), words, geometry, centred, flip, table, target)
+    fill(flat, places, index.contiguous().numpy(), words, geometry, centred, flip, table, target)
     return out
 
 
@@ -273,7 +273,7 @@ def _flatten(pixels: Tensor, rows: Tensor, pad: int, size: int) -> tuple[np.ndar
     length = (count - 1) * stride + height * width * 3 if count else 0
     flat = pixels.as_strided((length,), (1,)).numpy()
     geometry = tuple(np.uint64(number) for number in (stride, height, width, pad, size))
-    return flat, rows.numpy(), geometry  # type: ignore[return-value]  # five, as listed
+    return flat, rows.contiguous().numpy(), geometry  # type: ignore[return-value]  # five, as listed
 
 
 def _choose(serial: Callable[..., Any], parallel: Callable[..., Any], out: Tensor) -> Callable[..., Any]:
@@ -288,6 +288,6 @@ def _choose(serial: Callable[..., Any], parallel: Callable[..., Any], out: Tenso
 
 
 def _check_range(name: str, values: Tensor, limit: int) -> None:
-    position = find_outside(values.numpy(), limit)
+    position = find_outside(values.contiguous().numpy(), limit)
     if position >= 0:
         raise ValueError(f"{name}[{position}] is {int(values[position])}, want 0 <= {name} < {limit}")
