@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastdrpl.loaders.errors import DataError, UserError
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -33,6 +32,7 @@ from fastdrpl.checkpoint import (
     write_checkpoint,
 )
 from fastdrpl.checkpoint_manifest import CheckpointError, CheckpointMismatch
+from fastdrpl.loaders.errors import DataError, UserError
 
 IDENTITY = {"config": "c0ffee", "dataset": "d1615"}
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -7,10 +7,10 @@ import resource
 from pathlib import Path
 
 import pytest
-from fastdrpl.loaders.errors import DataError, UserError
 
 from fastdrpl import files
 from fastdrpl.files import fault, read_json, sha256_file, write_atomic, write_json
+from fastdrpl.loaders.errors import DataError, UserError
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"abc" * 100_001])

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastdrpl.loaders.errors import DataError, UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdrpl.journal import Journal, read_journal
+from fastdrpl.loaders.errors import DataError, UserError
 
 RECORDS: list[dict[str, Any]] = [
     {"epoch": 0, "loss": 0.1},

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fastdrpl.loaders.errors import UserError
 
 from fastdrpl import lock
+from fastdrpl.loaders.errors import UserError
 from fastdrpl.lock import RunLock, lock_holder
 
 
