@@ -341,8 +341,8 @@ def _check_finished(config: PrepareConfig, out: Path, quiet: bool) -> Dataset:
     dataset = open_dataset(out, verify=True)
     source = _open_source(config)
     for what, old, new in (
-        ("files", dataset.source.fingerprint, source.fingerprint),
         ("class order", dataset.class_names, source.class_names),
+        ("files", dataset.source.fingerprint, source.fingerprint),
     ):
         if old != new:
             raise UserError(

@@ -1,0 +1,381 @@
+"""Prepare as a user meets it: right output, damage named, kills survived, nothing half-written."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastdrpl.loaders import beton, unfinished
+from fastdrpl.loaders import prepare as prepare_module
+from fastdrpl.loaders.dataset import open_dataset
+from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.prepare import PrepareConfig, describe, prepare
+from fastdrpl.loaders.progress import Progress
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_photos(folder: Path, count: int, *, classes: int = 2, size: int = 20) -> Path:
+    random = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % classes}" / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path, compress_level=0)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "digits"
+    prepare(PrepareConfig(kind="digits", out=out), quiet=True)
+    return out
+
+
+@pytest.fixture
+def copied(digits: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(digits, tmp_path / "copy"))
+
+
+def test_digits(digits: Path) -> None:
+    dataset = open_dataset(digits, verify=True)
+    train, test = dataset.split("train"), dataset.split("test")
+    assert (len(train) + len(test), train.height, train.width, train.store) == (1797, 16, 16, "raw")
+    assert dataset.class_names == tuple("0123456789")
+    assert (dataset.flip, dataset.pad, dataset.test_may_be_wrong) == (False, 2, False)
+    assert train.valid.all() and test.valid.all() and dataset.ids("train") is None
+    share = np.bincount(test.label) / (np.bincount(test.label) + np.bincount(train.label))
+    assert np.abs(share - 0.2).max() < 0.01
+    pixels = np.stack(
+        [
+            np.fromfile(train.path, np.uint8, int(n), offset=int(at))
+            for at, n in zip(train.offset, train.nbytes, strict=True)
+        ]
+    )
+    assert np.allclose(dataset.mean, pixels.mean() / 255, atol=1e-5)
+    assert np.allclose(dataset.std, pixels.std() / 255, atol=1e-5)
+    assert sorted(path.name for path in digits.iterdir()) == [
+        "dataset.json",
+        "quarantine.csv",
+        "test.beton",
+        "train.beton",
+    ]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_another_split(
+    digits: Path, tmp_path: Path
+) -> None:
+    prepare(PrepareConfig(kind="digits", out=tmp_path / "same"), quiet=True)
+    other = prepare(PrepareConfig(kind="digits", out=tmp_path / "other", seed=2), quiet=True)
+    assert contents(tmp_path / "same") == contents(digits)
+    assert other.fingerprint != open_dataset(digits).fingerprint
+    assert other.source.fingerprint == open_dataset(digits).source.fingerprint
+
+
+def test_running_again_verifies_and_another_configuration_is_refused(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(PrepareConfig(kind="digits", out=copied))
+    assert "verified" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"seed: 1 there, 5 asked") as caught:
+        prepare(PrepareConfig(kind="digits", out=copied, seed=5, store="jpeg"))
+    assert "store: raw there, jpeg asked" in str(caught.value)
+    flip_byte(copied / "train.beton", -100_000)  # a pixel or the zeros behind it
+    with pytest.raises(DataError, match=r"train\.beton"):
+        prepare(PrepareConfig(kind="digits", out=copied))
+
+
+def flip_byte(path: Path, at: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at, os.SEEK_END if at < 0 else os.SEEK_SET)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json", "quarantine.csv"])
+def test_every_mutation_of_every_file_is_found_and_named(digits: Path, tmp_path: Path, name: str) -> None:
+    random = np.random.default_rng(1)
+    size = (digits / name).stat().st_size
+    for number in range(50):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for path in digits.iterdir():
+            os.link(path, folder / path.name)
+        shutil.copyfile(digits / name, folder / "mutated")
+        os.replace(folder / "mutated", folder / name)
+        at = int(random.integers(size))
+        if number % 3 == 0:
+            os.truncate(folder / name, at)
+        elif number % 3 == 1:
+            flip_byte(folder / name, at)
+        else:
+            data = bytearray((folder / name).read_bytes())
+            if not any(data[at : at + 500]):
+                at = 0
+            data[at : at + 500] = bytes(len(data[at : at + 500]))
+            (folder / name).write_bytes(data)
+        if name == "dataset.json" and number % 3 == 1:
+            check_changed_manifest(folder, digits)
+        else:
+            with pytest.raises(DataError) as caught:
+                open_dataset(folder, verify=True)
+            assert name in str(caught.value) and "fastdrpl prepare" in str(caught.value)
+        shutil.rmtree(folder)
+
+
+def check_changed_manifest(folder: Path, digits: Path) -> None:
+    """A changed byte of the manifest is found, or is not part of the content (a space, the name, the options)."""
+    try:
+        seen, sound = open_dataset(folder, verify=True), open_dataset(digits)
+    except DataError as error:
+        assert "dataset.json" in str(error) or ".beton" in str(error) or ".csv" in str(error)
+        return
+    assert seen.fingerprint == sound.fingerprint and seen.class_names == sound.class_names
+    assert (seen.mean, seen.std, seen.flip, seen.pad) == (sound.mean, sound.std, sound.flip, sound.pad)
+
+
+def test_a_flipped_label_is_found_without_verify(copied: Path) -> None:
+    flip_byte(copied / "train.beton", 24 + 3 * 1041 + 32 * 7 + 16)
+    with pytest.raises(DataError, match="tables"):
+        open_dataset(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema version 99"),
+        ({"class_names": ["a", "b"]}, "changed"),
+        ({"files": {}}, "changed|missing"),
+        ({"fingerprint": None}, "changed"),
+        ({"splits": []}, "field|changed"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(copied: Path, change: dict[str, Any], message: str) -> None:
+    manifest = json.loads((copied / "dataset.json").read_text())
+    (copied / "dataset.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(DataError, match=message):
+        open_dataset(copied)
+
+
+def test_no_dataset_is_a_user_error(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="no prepared dataset") as caught:
+            open_dataset(path)
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "digits", "source": Path(".")},
+        {"kind": "digits", "size": 64},
+        {"kind": "cifar10"},
+        {"kind": "cifar10", "source": Path("/nowhere")},
+        {"kind": "folder", "source": Path("."), "size": 0},
+        {"kind": "folder", "source": Path("."), "quality": 101},
+        {"kind": "folder", "source": Path("."), "test_fraction": float("nan")},
+        {"kind": "folder", "source": Path("."), "test_fraction": 1.0},
+        {"kind": "folder", "source": Path("."), "workers": -1},
+        {"kind": "digits", "seed": -1},
+        {"kind": "mnist"},
+    ],
+)
+def test_wrong_options_are_user_errors(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        prepare(PrepareConfig(out=tmp_path / "out", **wrong), quiet=True)
+    assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="something else"):
+        prepare(PrepareConfig(kind="digits", out=tmp_path / "out"), quiet=True)
+    assert contents(tmp_path / "out") == {"thesis.tex": b"precious"}
+
+
+def test_a_second_prepare_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with unfinished.hold_lock(tmp_path / "out"), pytest.raises(UserError, match="another process"):
+        prepare(PrepareConfig(kind="digits", out=tmp_path / "out"), quiet=True)
+    prepare(PrepareConfig(kind="digits", out=tmp_path / "out"), quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_too_little_disk_is_said_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match="not enough disk"):
+        prepare(PrepareConfig(kind="digits", out=tmp_path / "out"), quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, DataError), (errno.EROFS, UserError), (errno.EIO, DataError)]
+)
+def test_a_failing_disk_leaves_nothing_under_the_final_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[UserError]
+) -> None:
+    def fail(descriptor: int, data: memoryview) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(beton, "_write_all", fail)
+    with pytest.raises(kind) as caught:
+        prepare(PrepareConfig(kind="digits", out=tmp_path / "out"), quiet=True)
+    assert type(caught.value) is kind
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_rename_leaves_nothing_and_the_next_try_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_photos(tmp_path / "photos", 6)
+    config = PrepareConfig(kind="folder", source=source, out=tmp_path / "out", size=16)
+
+    def fail(old: Path, new: Path) -> None:
+        raise OSError(errno.EIO, "no rename today")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="no rename"):
+        patch.setattr(unfinished.os, "rename", fail)
+        prepare(config, quiet=True)
+    assert not config.out.exists()
+    assert len(prepare(config, quiet=True).split("train")) == 6
+
+
+def test_an_output_below_a_file_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError):
+        prepare(PrepareConfig(kind="digits", out=tmp_path / "file" / "out"), quiet=True)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from fastdrpl.loaders import beton, prepare
+prepare.SECONDS_BETWEEN_ENTRIES = 0.0
+config = prepare.PrepareConfig(kind="folder", source=Path({source!r}), out=Path({out!r}), size=128,
+                               store={store!r}, test_fraction=0.2, workers={workers})
+if __name__ == "__main__":
+    prepare.prepare(config)
+"""
+
+
+@pytest.mark.parametrize(("store", "workers"), [("raw", 2), ("jpeg", 1)])
+def test_killed_prepares_end_in_the_bytes_of_an_unbroken_one(
+    tmp_path: Path, store: Any, workers: int
+) -> None:
+    source = make_photos(tmp_path / "photos", 400, size=160)
+    (source / "class0" / "00010.png").write_bytes(b"")
+    (source / "class1" / "00391.png").write_bytes(b"no image")
+    whole = PrepareConfig(
+        kind="folder",
+        source=source,
+        out=tmp_path / "whole",
+        size=128,
+        store=store,
+        test_fraction=0.2,
+        workers=1,
+    )
+    assert (~prepare(whole, quiet=True).split("train").valid).sum() >= 1
+    script = tmp_path / "run.py"
+    out = tmp_path / "out"
+    script.write_text(
+        KILLED.format(root=str(ROOT), source=str(source), out=str(out), store=store, workers=workers)
+    )
+    journal = tmp_path / ".out.preparing" / "journal"
+    kills = 0
+    for entries in (2, 3, 4):  # one kill after each new line of the journal
+        with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline:
+                if journal.exists() and journal.read_bytes().count(b"\n") >= entries:
+                    process.send_signal(signal.SIGKILL)
+                    break
+            process.wait()
+            kills += process.returncode == -signal.SIGKILL
+    assert kills >= 2
+    assert not out.exists()
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
+    assert "Continuing an unfinished prepare" in done.stdout
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not journal.parent.exists()
+
+
+def test_an_unfinished_folder_of_other_work_is_started_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_photos(tmp_path / "photos", 6)
+    work = unfinished.work_folder(tmp_path / "out")
+    work.mkdir()
+    journal = unfinished.Journal(work / "journal", "other work")
+    journal.begin()
+    journal.add({"split": "train", "rows": 6, "sizes": [], "bad": [], "finished": [1, "0"]})
+    prepare(PrepareConfig(kind="folder", source=source, out=tmp_path / "out", size=16))
+    assert "starting over" in capsys.readouterr().out
+    open_dataset(tmp_path / "out", verify=True)
+
+
+def test_a_torn_journal_line_counts_as_absent(tmp_path: Path) -> None:
+    journal = unfinished.Journal(tmp_path / "journal", "key")
+    journal.begin()
+    journal.add({"split": "train", "rows": 40, "sizes": [], "bad": [[3, "truncated"]]})
+    with open(tmp_path / "journal", "ab") as file:
+        file.write(b'{"split": "train", "ro')
+    again = unfinished.Journal(tmp_path / "journal", "key")
+    assert again.load()
+    assert (again.splits["train"].rows, again.splits["train"].bad) == (40, [(3, "truncated")])
+    again.add({"split": "train", "rows": 80, "sizes": [], "bad": []})
+    assert again.load() and again.splits["train"].rows == 80
+
+
+def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
+    source = make_photos(tmp_path / "photos", 6)
+    config = PrepareConfig(kind="folder", source=source, out=tmp_path / "out", size=16)
+    prepare(config, quiet=True)
+    prepare(config, quiet=True)
+    shutil.copy(source / "class0" / "00000.png", source / "class1" / "more.png")
+    with pytest.raises(UserError, match="files differ"):
+        prepare(config, quiet=True)
+
+
+def test_cifar_10_as_a_command_imports_little(real_cifar: Path, tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from fastdrpl.loaders.prepare import PrepareConfig, prepare\n"
+        f"source, out = Path({str(real_cifar)!r}), Path({str(tmp_path / 'out')!r})\n"
+        "prepare(PrepareConfig(kind='cifar10', source=source, out=out))\n"
+        "print(sorted({'torch', 'numba', 'sklearn', 'scipy', 'PIL', 'rich'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "train: 50,000 of 50,000 images" in done.stderr
+    dataset = open_dataset(tmp_path / "out", verify=True)
+    assert (dataset.flip, dataset.pad, dataset.has("test")) == (True, 4, True)
+    assert any("airplane, automobile, bird" in line for line in describe(dataset))
+
+
+def test_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("train", 1000, unit="images", start=200) as bar:
+        bar.advance(300)
+        bar.note("3 unreadable")
+        line = bar.line()
+    assert line.startswith("train: 500 of 1,000 images (50 %), ") and line.endswith("left | 3 unreadable")
+    assert capsys.readouterr().err.strip().startswith("train: 500 of 1,000 images")
+    with Progress("scan", None, quiet=True) as bar:
+        bar.advance()
+    assert capsys.readouterr().err == ""
