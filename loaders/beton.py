@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
 from fastdrpl.loaders.errors import DataError
 
 VERSION = 2
@@ -210,7 +211,7 @@ class BetonWriter:
         """Hand the page to the file and to the hashing thread, and go on in the other buffer."""
         self._page[self.used :] = 0
         now = self.pages % 2
-        self._hashed[now] = self._append(memoryview(self._page))
+        self._hashed[now] = self._append(self._page.data)
         self.pages, self.used, self.done_in_pages = self.pages + 1, 0, self.done
         before = self._hashed[1 - now]
         if before is not None:  # the buffer to be filled next must have been hashed

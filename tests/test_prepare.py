@@ -1,6 +1,7 @@
 """Prepare as a user meets it: right output, damage named, kills survived, nothing half-written."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from fastdrpl.loaders import beton, unfinished
 from fastdrpl.loaders import prepare as prepare_module
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.prepare import PrepareConfig, describe, prepare
 from fastdrpl.loaders.progress import Progress
-from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -367,6 +369,51 @@ def test_cifar_10_as_a_command_imports_little(real_cifar: Path, tmp_path: Path) 
     dataset = open_dataset(tmp_path / "out", verify=True)
     assert (dataset.flip, dataset.pad, dataset.has("test")) == (True, 4, True)
     assert any("airplane, automobile, bird" in line for line in describe(dataset))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_bar_on_a_terminal() -> None:
+    terminal = Terminal()
+    with Progress("train", 1000, stream=terminal) as bar:
+        bar.advance(500)
+        bar.note("3 unreadable")
+        bar.advance(500)
+    assert "1000/1000" in terminal.getvalue() and "3 unreadable" in terminal.getvalue()
+
+
+def test_workers_end_when_prepare_is_killed(tmp_path: Path) -> None:
+    source = make_photos(tmp_path / "photos", 400, size=160)
+    script, out = tmp_path / "run.py", tmp_path / "out"
+    script.write_text(KILLED.format(root=str(ROOT), source=str(source), out=str(out), store="raw", workers=2))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL) as process:
+        children: set[int] = set()
+        deadline = time.monotonic() + 60
+        while len(children) < 3 and process.poll() is None and time.monotonic() < deadline:
+            children |= find_children(process.pid)  # two workers and multiprocessing's resource tracker
+        process.kill()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 10
+    while any(is_running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if is_running(child)]
+
+
+def find_children(parent: int) -> set[int]:
+    try:
+        return {int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()}
+    except FileNotFoundError:
+        return set()
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from fastdrpl.loaders.dataset import Split, open_dataset
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.pickles import PickledArray, read_plain
@@ -23,9 +27,6 @@ from fastdrpl.loaders.sources.digits import enlarge
 from fastdrpl.loaders.sources.folder import list_images
 from fastdrpl.loaders.sources.pictures import Unreadable, read_picture
 from fastdrpl.loaders.sources.stratify import choose_test_rows
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 
 def read_image(split: Split, row: int) -> np.ndarray:

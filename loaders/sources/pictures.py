@@ -125,10 +125,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def watch_parent() -> None:
     """End this worker when the process that started it is gone (it cannot say goodbye after a kill)."""
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-    Image.init()
+
+    def wait_and_end() -> None:
+        parent = parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_and_end, daemon=True).start()
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
