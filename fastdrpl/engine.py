@@ -119,12 +119,11 @@ class Meter:
         self.bad = torch.zeros((), device=device)  # 1 from the first non-finite step on
         self._bad_index: Tensor | None = None
 
-    def note(self, loss: Tensor, agreed: Tensor) -> None:
-        """Add a step: its loss times its samples, and (b,) bool."""
-        count = len(agreed)
-        self.values[0] += loss.detach().double() * count
+    def note(self, loss: Tensor, agreed: Tensor, share: Share) -> None:
+        """Add a step: its loss, weighted by the samples of the global batch, and (b,) bool."""
+        self.values[0] += loss.detach().double() * (share.count / share.world)
         self.values[1] += agreed.sum()
-        self.values[2] += count
+        self.values[2] += len(agreed)
 
     def note_bad(self, bad: Tensor, index: Tensor) -> None:
         """Keep the samples (b,) of the first bad step."""
@@ -196,10 +195,10 @@ def train_epoch(
     machine = learner.machine
     draws = stage.objective.draw(store, epoch_pass, len(order))
     numbers = torch.arange(len(order), device=machine.device)
+    reductions = (machine.total, machine.maximum) if machine.world > 1 else (None, None)
     learner.network.train()
     for number, batch in enumerate(eyes.loader.epoch(order, start_step=start_step), start=start_step):
-        many = machine.world > 1
-        count = len(order.batch(number))
+        share = Share(len(order.batch(number)), machine.world, *reductions)
         outcome = stage.objective.loss(
             Step(
                 network=learner.wrapped,
@@ -207,16 +206,14 @@ def train_epoch(
                 inputs=eyes.transform.train(batch, epoch_pass),
                 index=batch.index,
                 store=store,
-                share=Share(
-                    count, machine.world, machine.total if many else None, machine.maximum if many else None
-                ),
+                share=share,
                 number=numbers[number],
                 draws=draws,
             )
         )
         learner.step(outcome.loss, batch.index)
-        learner.meter.note(outcome.loss, outcome.predicted == outcome.wanted)
-        after_step(number + 1, count)
+        learner.meter.note(outcome.loss, outcome.predicted == outcome.wanted, share)
+        after_step(number + 1, share.count)
 
 
 @torch.no_grad()

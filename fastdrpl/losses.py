@@ -1,7 +1,7 @@
 """The loss terms, per sample and in float32: cross entropy, entropy and prior (paper III-A, equations 1 and 2).
 
-A mini-batch of n samples may be spread over ranks. Data parallelism averages gradients, so each rank returns
-`world` times its share of the sum; `Share` holds what is needed for that.
+A mini-batch of n samples may be spread over ranks. Data parallelism averages over ranks, so each rank returns
+`world` times its part of a sum; `Share` holds what is needed for that.
 """
 
 import math
@@ -48,7 +48,7 @@ def prior(log_probability: Tensor, share: Share) -> Tensor:
     """Distance of the mean prediction of the global batch from the uniform one (R_A of equation 2): (b, C) -> ().
 
     -(1/C) sum_c log((1/n) sum_i p_c(x_i)), at least log C. In log space: a class that no sample is
-    predicted as would underflow. Times `world`, like `Share.mean`.
+    predicted as would underflow. Every rank holds the whole value, but `world` times its part of the gradient.
     """
     log_sum = torch.logsumexp(log_probability, 0)
     if share.total is not None and share.maximum is not None:
@@ -57,7 +57,8 @@ def prior(log_probability: Tensor, share: Share) -> Tensor:
         own = (log_sum - peak).exp()
         log_sum = (own + (share.total(own.detach()) - own.detach())).log() + peak
     log_mean = log_sum - math.log(share.count)
-    return -log_mean.mean() * share.world
+    value = -log_mean.mean()
+    return value + (share.world - 1) * (value - value.detach())
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Regulariser:
     entropy_weight: float
 
     def __call__(self, log_probability: Tensor, share: Share) -> Tensor:
-        """(b, C) -> (), times `world`."""
+        """(b, C) -> (): this rank's part; the mean over ranks is R."""
         return self.prior_weight * prior(log_probability, share) + self.entropy_weight * share.mean(
             entropy(log_probability)
         )

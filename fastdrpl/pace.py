@@ -38,9 +38,8 @@ class Pace:
         self._total, self._epoch_done, self._epoch = images * self._epochs, done, epoch
         self._behind = images * (epoch - 1) + done
         if self._machine.main and self._bar is None:
-            self._bar = Progress(self._stage, self._total, unit="images")
+            self._bar = Progress(self._stage, self._total, unit="images", start=self._behind)
             self._bar.__enter__()
-            self._bar.advance(self._behind)
 
     def advance(self, images: int) -> None:
         """Some images were trained on."""

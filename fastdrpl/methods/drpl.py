@@ -8,11 +8,13 @@ semi2     drop the labels that look wrong at gamma2, train the final network    
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastdrpl.config import Config, DRPLConfig, Schedule, scale_epoch
 from fastdrpl.kernels import philox
+from fastdrpl.kernels.cpu.philox import words as compiled_words
 from fastdrpl.kernels.mixup import mix, partners
 from fastdrpl.kernels.pseudo_label import redraw_uniform, ring_mean, ring_write
 from fastdrpl.loaders.order import Pass, Purpose
@@ -99,8 +101,8 @@ class SemiSupervised:
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Draws | None:
         """A mixing coefficient for each step and a key for each sample."""
         mix_pass = dataclasses.replace(epoch_pass, purpose=Purpose.mix)
-        step_word = philox.words(mix_pass.stream, torch.arange(steps))[0]
-        coefficient = philox.beta_symmetric(self.drpl.mixup_alpha, step_word.numpy())
+        step_word = compiled_words(mix_pass.stream, np.arange(steps))[0]
+        coefficient = philox.beta_symmetric(self.drpl.mixup_alpha, step_word)
         keys = _keys(dataclasses.replace(mix_pass, view=1), Purpose.mix, store)
         return Draws(torch.as_tensor(coefficient, dtype=torch.float32, device=store.device), keys)
 
@@ -138,7 +140,8 @@ class SemiSupervised:
 def _words(pass_: Pass, purpose: Purpose, store: LabelStore) -> tuple[Tensor, ...]:
     """Random words for every sample, on the store's device."""
     stream = dataclasses.replace(pass_, purpose=purpose).stream
-    return tuple(word.to(store.device) for word in philox.words(stream, torch.arange(store.samples)))
+    words = compiled_words(stream, np.arange(store.samples))
+    return tuple(torch.from_numpy(word).to(store.device) for word in words)
 
 
 def _keys(pass_: Pass, purpose: Purpose, store: LabelStore) -> Tensor:

@@ -26,27 +26,14 @@ def print_summary(folder: Path, result: dict[str, Any], labels: pyarrow.Table) -
 
 def _stages(result: dict[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in (
-        "stage",
-        "epochs",
-        "time",
-        "images/s",
-        "test best",
-        "test last",
-        "kept",
-        "dropped",
-        "AUC",
-        "TPR",
-        "FPR",
-    ):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    for name in ("stage", "epochs", "time", "best", "last", "kept", "dropped", "AUC", "TPR", "FPR"):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for stage in result["stages"]:
         found = stage["detection"] or {}
         table.add_row(
             stage["name"],
             str(stage["epochs"]),
-            f"{stage['seconds']:.1f} s",
-            f"{stage['images_per_second']:,.0f}",
+            _duration(stage["seconds"]),
             _percent(stage["accuracy"]["best"]),
             _percent(stage["accuracy"]["last"]),
             _count(found.get("labelled")),
@@ -111,6 +98,11 @@ def _first_suspects(labels: pyarrow.Table) -> Table:
             Text(row["truth_name"] or "-"),
         )
     return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,245 @@
+"""The objectives of DRPL against the procedure written out per sample."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastdrpl.config import Config, DRPLConfig, Schedule
+from fastdrpl.kernels.mixup import mix, partners
+from fastdrpl.kernels.pseudo_label import redraw_uniform, ring_mean, ring_write
+from fastdrpl.loaders.order import Pass, Purpose
+from fastdrpl.losses import Regulariser, Share
+from fastdrpl.methods import METHODS, stages_of
+from fastdrpl.methods.drpl import Relabel, SemiSupervised
+from fastdrpl.recipes import recipe_named
+from fastdrpl.stages import Draws, Step, learning_rate, one_hot
+from fastdrpl.store import LabelStore
+
+N, C = 40, 5
+CPU = torch.device("cpu")
+
+
+def new_store(labelled=None):
+    torch.manual_seed(0)
+    store = LabelStore(N, CPU)
+    store.put("given", torch.randint(0, C, (N,)))
+    if labelled is not None:
+        store.put("labelled", labelled)
+    return store
+
+
+def pass_(epoch, stage=1):
+    return Pass(7, stage, epoch, Purpose.train)
+
+
+def random_predictions(epoch):
+    generator = torch.Generator().manual_seed(epoch)
+    return torch.softmax(torch.randn(N, C, generator=generator), 1)
+
+
+def step_of(store, network, inputs, index, draws=None, number=0):
+    return Step(network, network, inputs, index, store, Share(len(index)), torch.tensor(number), draws)
+
+
+@pytest.mark.parametrize("given_epochs", [3, 12])
+def test_relabel_targets_are_given_up_to_q_and_then_the_mean_of_the_last_ten(given_epochs):
+    objective = Relabel(Regulariser(0.8, 0.4), given_epochs, 10)
+    store = new_store()
+    given = store["given"].clone()
+    objective.begin(store, C, pass_(0))
+    history = []
+    for epoch in range(1, 26):
+        expected = one_hot(given, C) if epoch <= given_epochs else np.mean(history[-10:], axis=0)
+        assert np.allclose(store["target"], expected, atol=1e-6), epoch
+        assert np.allclose(store["target"].sum(1), 1.0, atol=1e-5)
+        prediction = random_predictions(epoch)
+        history.append(prediction.numpy())
+        index = torch.randperm(N)
+        store.write("prediction", index, prediction[index])
+        store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e)))
+    assert torch.equal(store["given"], given)
+
+
+def test_relabel_stores_the_prediction_of_the_one_forward_pass():
+    objective = Relabel(Regulariser(0.8, 0.4), 3, 10)
+    store = new_store()
+    objective.begin(store, C, pass_(0))
+    index = torch.tensor([3, 9, 30])
+    logits = torch.randn(3, C, requires_grad=True)
+    calls = []
+    outcome = objective.loss(
+        step_of(store, lambda x: calls.append(x) or logits, torch.zeros(3, 3, 4, 4), index)
+    )
+    assert len(calls) == 1
+    assert torch.allclose(store["prediction"][index], torch.softmax(logits.detach(), 1))
+    p = torch.softmax(logits.double(), 1)
+    target = one_hot(store["given"][index], C)
+    expected = (
+        -(target * p.log()).sum(1).mean() - 0.8 * p.mean(0).log().mean() - 0.4 * (p * p.log()).sum(1).mean()
+    )
+    assert outcome.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("start", ["random", "uniform"])
+def test_semi_supervised_starts_with_labels_where_kept(start):
+    labelled = torch.arange(N) % 3 == 0
+    store = new_store(labelled)
+    SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig(start_targets=start)).begin(store, C, pass_(0, 2))
+    target = store["target"]
+    assert torch.equal(target[labelled], one_hot(store["given"], C)[labelled])
+    rest = target[~labelled]
+    if start == "uniform":
+        assert torch.equal(rest, torch.full_like(rest, 1 / C))
+    else:
+        assert torch.equal(rest.max(1).values, torch.ones(len(rest)))
+        assert len(rest.argmax(1).unique()) == C
+
+
+@pytest.mark.parametrize("redraw", [0.0, 0.2, 0.29, 1.0])
+def test_a_fresh_share_of_the_unlabelled_becomes_uniform_each_epoch(redraw):
+    labelled = torch.arange(N) % 3 == 0
+    store = new_store(labelled)
+    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig(redraw=redraw))
+    objective.begin(store, C, pass_(0, 2))
+    count = int(np.floor(np.round(redraw * int((~labelled).sum()), 6)))
+    drawn_before = set()
+    for epoch in range(1, 6):
+        prediction = random_predictions(epoch)
+        store.put("prediction", prediction)
+        store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e, 2)))
+        target = store["target"]
+        assert torch.equal(target[labelled], one_hot(store["given"], C)[labelled])
+        uniform = (target == 1 / C).all(1)
+        assert int(uniform.sum()) == count
+        assert not (uniform & labelled).any()
+        kept = ~uniform & ~labelled
+        assert torch.equal(target[kept], prediction[kept])  # this epoch's, not a mean
+        drawn = frozenset(uniform.nonzero()[:, 0].tolist())
+        if 0 < redraw < 1:
+            assert drawn not in drawn_before
+        drawn_before.add(drawn)
+
+
+def test_semi_targets_mean_averages_epochs():
+    labelled = torch.zeros(N, dtype=torch.bool)
+    store = new_store(labelled)
+    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig(redraw=0.0, semi_targets="mean", average=3))
+    objective.begin(store, C, pass_(0, 2))
+    for epoch in range(1, 6):
+        store.put("prediction", random_predictions(epoch))
+        store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e, 2)))
+    expected = sum(random_predictions(e) for e in (3, 4, 5)) / 3
+    assert torch.allclose(store["target"], expected, atol=1e-6)
+
+
+def mixed_step(coefficient):
+    store = new_store(torch.ones(N, dtype=torch.bool))
+    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig())
+    objective.begin(store, C, pass_(0, 2))
+    index = torch.tensor([5, 8, 2, 31, 20, 11])
+    torch.manual_seed(4)
+    inputs, weight = torch.randn(6, 3, 4, 4), torch.randn(C, 48)
+    draws = objective.draw(store, pass_(1, 2), 3)
+    draws = Draws(torch.full_like(draws.coefficient, coefficient), draws.keys)
+    seen = []
+
+    def network(x):
+        seen.append(x)
+        return x.flatten(1) @ weight.T
+
+    outcome = objective.loss(step_of(store, network, inputs, index, draws))
+    order = np.argsort(draws.keys[index].numpy(), kind="stable")
+    return store, index, inputs, weight, outcome, seen, order
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.3, 0.9, 1.0])
+def test_mixed_loss_is_the_paper_s_two_cross_entropies(coefficient):
+    store, index, inputs, weight, outcome, seen, order = mixed_step(coefficient)
+    x = inputs.double()
+    mixed = coefficient * x + (1 - coefficient) * x[order]
+    assert torch.allclose(seen[1].double(), mixed, atol=1e-6)
+    log_p = torch.log_softmax(mixed.flatten(1) @ weight.double().T, 1)
+    target = store["target"][index].double()
+    ce = [-(t * log_p).sum(1).mean() for t in (target, target[order])]
+    p = log_p.exp()
+    expected = coefficient * ce[0] + (1 - coefficient) * ce[1]
+    expected = expected - 0.8 * p.mean(0).log().mean() - 0.4 * (p * log_p).sum(1).mean()
+    assert outcome.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    # The pseudo-label comes from the un-mixed images.
+    unmixed = torch.softmax(inputs.flatten(1) @ weight.T, 1)
+    assert torch.allclose(store["prediction"][index], unmixed, atol=1e-6)
+
+
+def test_draws_are_a_function_of_the_pass():
+    store = new_store(torch.zeros(N, dtype=torch.bool))
+    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig())
+    first, again = (objective.draw(store, pass_(3, 2), 500) for _ in range(2))
+    assert torch.equal(first.coefficient, again.coefficient)
+    assert torch.equal(first.keys, again.keys)
+    other = objective.draw(store, pass_(4, 2), 500)
+    assert not torch.equal(first.coefficient, other.coefficient)
+    assert not torch.equal(partners(first.keys), partners(other.keys))
+    assert abs(first.coefficient.mean() - 0.5) < 0.05  # Beta(1, 1)
+    assert first.coefficient.max() < 1
+    assert first.coefficient.min() >= 0
+
+
+def test_mix_is_exact_at_both_ends():
+    values, partner = torch.randn(5, 3), torch.tensor([4, 3, 2, 1, 0])
+    assert torch.equal(mix(values, partner, torch.tensor(1.0)), values)
+    assert torch.equal(mix(values, partner, torch.tensor(0.0)), values[partner])
+
+
+def test_ring_keeps_the_last_epochs_only():
+    ring = torch.zeros(2, 3, 1)
+    for epoch in range(1, 8):
+        ring_write(ring, epoch, torch.full((2, 1), float(epoch)))
+        last = range(max(1, epoch - 2), epoch + 1)
+        assert ring_mean(ring, epoch)[0, 0] == pytest.approx(sum(last) / len(last))
+
+
+def test_redraw_of_more_than_there_are_takes_all():
+    target, among = torch.eye(4), torch.tensor([True, False, True, False])
+    drawn = redraw_uniform(target, among, torch.tensor([9, 1, 3, 2]), 3)
+    assert torch.equal((drawn == 0.25).all(1), among)
+
+
+def test_learning_rate_has_dropped_in_the_milestone_epoch():
+    schedule = Schedule(epochs=100, milestones=(45, 80))
+    rates = {e: learning_rate(e, schedule, lr=0.1, drop=0.1) for e in (1, 44, 45, 79, 80, 81, 100)}
+    assert rates == pytest.approx({1: 0.1, 44: 0.1, 45: 0.01, 79: 0.01, 80: 0.001, 81: 0.001, 100: 0.001})
+
+
+def test_stages_of_the_paper():
+    """CIFAR-10: 130 + 175 + 300 epochs; CIFAR-100: 100 + 175 + 300."""
+    ten, hundred = (stages_of(recipe_named(name).config) for name in ("cifar10", "cifar100"))
+    assert [(s.name, s.schedule.epochs, s.schedule.milestones, s.gamma, s.start) for s in ten] == [
+        ("relabel", 130, (75, 110), 0.1, "fresh"),
+        ("semi1", 175, (100, 150), 0.5, "fresh"),
+        ("semi2", 300, (150, 225), None, "fresh"),
+    ]
+    assert [s.schedule.epochs for s in hundred] == [100, 175, 300]
+    assert hundred[0].schedule.milestones == (45, 80)
+    assert (ten[0].objective.given_epochs, hundred[0].objective.given_epochs) == (70, 40)
+    assert ten[0].objective.regulariser == Regulariser(0.8, 0.4)
+
+
+def test_warmup_load_continues_a_stage_on_the_labelled():
+    config = Config(drpl=DRPLConfig(warmup="load"))
+    stages = stages_of(config)
+    assert [(s.name, s.start, s.samples, s.guess) for s in stages[1:3]] == [
+        ("semi1-warmup", "fresh", "labelled", False),
+        ("semi1", "previous", "all", True),
+    ]
+    assert stages[1].schedule == Schedule(epochs=10)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_scales_with_the_schedule(method):
+    config = dataclasses.replace(Config(), method=method, epochs_scale=0.1)
+    full = stages_of(dataclasses.replace(config, epochs_scale=1.0))
+    assert [s.schedule.epochs for s in stages_of(config)] == [
+        max(1, round(s.schedule.epochs * 0.1)) for s in full
+    ]
