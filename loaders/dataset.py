@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from fastdrpl.loaders.beton import PREPARE_AGAIN, hash_file, read_tables
+
+from fastdrpl.loaders.beton_tables import PREPARE_AGAIN, hash_file, read_tables
 from fastdrpl.loaders.errors import DataError, UserError
 
 SCHEMA = 1  # of dataset.json; raise it when a reader of the old one would be misled

@@ -8,6 +8,7 @@ import pickle
 from typing import Any, BinaryIO
 
 import numpy as np
+
 from fastdrpl.loaders.errors import DataError
 
 

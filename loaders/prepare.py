@@ -1,64 +1,32 @@
 """Prepare: what a user downloaded -> a prepared dataset. Atomic, resumable, in bounded memory."""
 
-import csv
 import errno
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from fastdrpl.loaders.beton import BetonWriter, choose_page_size, hash_file, read_tables
+from fastdrpl.loaders.beton import BetonWriter, choose_page_size
 from fastdrpl.loaders.dataset import (
     MANIFEST,
     SCHEMA,
     Dataset,
-    content_fingerprint,
-    ids_path,
     open_dataset,
     read_manifest,
 )
 from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.manifest import describe, write_manifest
+from fastdrpl.loaders.prepare_config import PrepareConfig, check_config, relevant_options
 from fastdrpl.loaders.progress import Progress
 from fastdrpl.loaders.sources.source import OpenedSource, Part, Piece
 from fastdrpl.loaders.unfinished import Journal, Progressed, hold_lock, publish, remove, work_folder
 
 SECONDS_BETWEEN_ENTRIES = 2.0  # of the journal: the work that a kill can cost
-QUARANTINE = "quarantine.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Make a prepared dataset out of what you downloaded."""
-
-    kind: Literal["digits", "cifar10", "cifar100", "folder"]
-    """What the source is. digits needs no source: it comes with scikit-learn."""
-    source: Path | None = None
-    """CIFAR: the official archive, the unpacked folder, or the folder that holds one of them.
-    folder: train/<class>/* with test/<class>/* or val/<class>/*, or one folder of class folders."""
-    out: Path
-    """The folder to make. It appears when it is complete; a repeated command checks it."""
-    size: int = 256
-    """folder: height and width in pixels that every image is resized to."""
-    store: Literal["raw", "jpeg"] = "raw"
-    """raw pixels are the fastest to read; jpeg needs a fraction of the disk."""
-    quality: int = 95
-    """Quality of stored JPEG, 1 to 100."""
-    test_fraction: float = 0.0
-    """folder without a test set: the fraction of each class that becomes one. Its labels may be wrong too."""
-    classes: Path | None = None
-    """folder: a text file with one class name a line that gives the order of the classes; default: sorted."""
-    workers: int = 0
-    """folder: processes that decode images; 0 means one per core."""
-    seed: int = 1
-    """Which images go to the test set where the source has none."""
 
 
 def prepare(config: PrepareConfig, *, quiet: bool = False) -> Dataset:
@@ -68,7 +36,7 @@ def prepare(config: PrepareConfig, *, quiet: bool = False) -> Dataset:
     Nothing incomplete ever stands under the final name. `quiet` prints nothing.
     """
     began = time.monotonic()
-    _check(config)
+    check_config(config)
     out = Path(os.path.abspath(config.out))
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +70,7 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
             name: _write_split(config, source, name, part, work, journal if source.journal else None, quiet)
             for name, part in source.parts.items()
         }
-        _write_manifest(config, source, finished, work)
+        write_manifest(config, source, finished, work)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
     finally:
@@ -174,117 +142,6 @@ def _write_piece(writer: BetonWriter, piece: Piece, quality: int) -> None:
         writer.write_raw(piece.images)
 
 
-def _write_manifest(
-    config: PrepareConfig, source: OpenedSource, finished: dict[str, Progressed], work: Path
-) -> None:
-    """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images."""
-    splits: dict[str, Any] = {}
-    files: dict[str, Any] = {}
-    with open(work / QUARANTINE, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["row", "id", "split", "reason"])
-        for name, state in finished.items():
-            part = source.parts[name]
-            rows.writerows(
-                (row, part.ids[row] if part.ids else row, name, reason) for row, reason in state.bad
-            )
-    for name, state in finished.items():
-        part = source.parts[name]
-        quarantined = [row for row, _ in state.bad]
-        if name == "train":
-            _check_classes(source, part, state)
-        splits[name] = {"rows": len(part.labels), "quarantined": quarantined}
-        if part.ids is not None:
-            lines = "".join(json.dumps(line) + "\n" for line in part.ids)
-            ids_path(work, name).write_text(lines, encoding="ascii")
-        if state.finished:
-            size, digest = state.finished
-            tables = read_tables(work / f"{name}.beton").sha256
-            files[f"{name}.beton"] = {"bytes": size, "sha256": digest, "tables_sha256": tables}
-    for path in (work / QUARANTINE, *(ids_path(work, name) for name in finished)):
-        if path.exists():
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-    manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "name": source.name,
-        "source": {"kind": source.kind, "fingerprint": source.fingerprint},
-        "config": _relevant(config),
-        "height": source.height,
-        "width": source.width,
-        "class_names": source.class_names,
-        "superclass": source.superclass,
-        "superclass_names": source.superclass_names,
-        "mean": source.mean,
-        "std": source.std,
-        "flip": source.flip,
-        "pad": source.pad,
-        "test_may_be_wrong": source.test_may_be_wrong,
-        "splits": splits,
-        "files": files,
-    }
-    manifest["fingerprint"] = content_fingerprint(manifest)
-    (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
-
-
-def _check_classes(source: OpenedSource, part: Part, state: Progressed) -> None:
-    good = np.bincount(part.labels, minlength=len(source.class_names))
-    good -= np.bincount(part.labels[[row for row, _ in state.bad]], minlength=len(good))
-    empty = np.flatnonzero(good == 0)
-    if len(empty):
-        reasons = ", ".join(sorted({reason for row, reason in state.bad if part.labels[row] == empty[0]}))
-        raise DataError(
-            f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons or 'it has none'})",
-            where=source.name,
-            fix="repair its images, or remove its folder",
-        )
-
-
-def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
-    """What a prepared dataset holds, in lines for the user."""
-    names = dataset.class_names
-    shown = ", ".join(names if len(names) <= 12 else (*names[:6], "...", *names[-3:]))
-    lines = [f"{dataset.name}: {len(names)} classes in this order: {shown}"]
-    for name, split in dataset.splits.items():
-        bad = int((~split.valid).sum())
-        text = f"{name}: {len(split):,} images of {split.width}x{split.height}, {split.store}"
-        lines.append(text + (f", {bad:,} of them quarantined" if bad else ""))
-    if not dataset.has("test"):
-        lines.append("There is no test set: accuracies will be empty.")
-    with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
-        reasons = Counter(row["reason"] for row in csv.DictReader(file))
-    lines += [f"quarantined: {count:,} x {reason}" for reason, count in reasons.most_common()]
-    size = sum(path.stat().st_size for path in dataset.path.iterdir())
-    took = "" if seconds is None else f" in {seconds:.1f} s"
-    return [*lines, f"{size / 1e6:,.1f} MB in {dataset.path}{took}"]
-
-
-def _check(config: PrepareConfig) -> None:
-    """Refuse values outside their range, and options that this kind does not know."""
-    ranges: tuple[tuple[str, float, bool, str], ...] = (
-        ("size", config.size, 1 <= config.size <= 4096, "1 to 4096"),
-        ("quality", config.quality, 1 <= config.quality <= 100, "1 to 100"),
-        ("test-fraction", config.test_fraction, 0 <= config.test_fraction < 1, "0 or more, less than 1"),
-        ("workers", config.workers, 0 <= config.workers <= 1024, "0 to 1024"),
-        ("seed", config.seed, 0 <= config.seed < 1 << 64, "0 to 2**64 - 1"),
-    )
-    for name, value, good, wanted in ranges:
-        if not good:
-            raise UserError(f"--{name} is {value}, wanted {wanted}")
-    if config.kind not in ("digits", "cifar10", "cifar100", "folder"):
-        raise UserError(f"unknown kind {config.kind!r}", fix="one of digits, cifar10, cifar100, folder")
-    if config.kind == "digits" and config.source is not None:
-        raise UserError("digits come with scikit-learn and take no --source", where=str(config.source))
-    if config.kind != "digits" and config.source is None:
-        raise UserError(f"{config.kind} needs --source", fix="give --source FOLDER")
-    if config.source is not None and not config.source.exists():
-        raise UserError("the source does not exist", where=str(config.source))
-    for name in ("size", "test_fraction", "classes"):
-        if config.kind != "folder" and getattr(config, name) != getattr(PrepareConfig, name):
-            raise UserError(f"--{name.replace('_', '-')} is for kind folder, not for {config.kind}")
-    if not Path(os.path.abspath(config.out)).name:
-        raise UserError("--out needs a folder name", where=str(config.out))
-
-
 def _open_source(config: PrepareConfig) -> OpenedSource:
     if config.kind == "digits":
         from fastdrpl.loaders.sources.digits import open_digits
@@ -309,25 +166,13 @@ def _open_source(config: PrepareConfig) -> OpenedSource:
     return open_cifar(config.kind, config.source)
 
 
-def _relevant(config: PrepareConfig) -> dict[str, Any]:
-    """The options that decide the content."""
-    options: dict[str, Any] = {"kind": config.kind, "store": config.store}
-    if config.store == "jpeg":
-        options["quality"] = config.quality
-    if config.kind == "folder":
-        options |= {"size": config.size, "test_fraction": config.test_fraction}
-    if config.kind == "digits" or config.test_fraction:
-        options["seed"] = config.seed
-    return options
-
-
 def _check_finished(config: PrepareConfig, out: Path, quiet: bool) -> Dataset:
     """`out` is there: check that it is what is asked for, and every file's sha256."""
     if not (out / MANIFEST).exists():
         raise UserError(
             "the output folder holds something else", where=str(out), fix="choose another --out, or empty it"
         )
-    there, asked = read_manifest(out).get("config"), _relevant(config)
+    there, asked = read_manifest(out).get("config"), relevant_options(config)
     if not isinstance(there, dict):
         raise DataError("the manifest has no configuration", where=str(out / MANIFEST))
     fields = [name for name in (there | asked) if there.get(name) != asked.get(name)]
@@ -396,7 +241,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 def _key(config: PrepareConfig, source: OpenedSource) -> str:
     """What an unfinished folder must have been made from to be continued."""
-    content = [SCHEMA, _relevant(config), source.fingerprint]
+    content = [SCHEMA, relevant_options(config), source.fingerprint]
     if source.kind == "folder":
         import PIL
 

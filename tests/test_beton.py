@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fastdrpl.loaders.beton import SMALLEST_PAGE, BetonWriter, choose_page_size, place_raw, read_tables
-from fastdrpl.loaders.errors import DataError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from fastdrpl.loaders.beton import BetonWriter, choose_page_size, place_raw, read_tables
+from fastdrpl.loaders.beton_tables import SMALLEST_PAGE
+from fastdrpl.loaders.errors import DataError
 
 HEAD = 24 + 3 * 1041  # header and three field descriptors
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fastdrpl.loaders.dataset import Split, open_dataset
-from fastdrpl.loaders.prepare import PrepareConfig, prepare
 from PIL import Image
 
+from fastdrpl.loaders.dataset import Split, open_dataset
+from fastdrpl.loaders.prepare import PrepareConfig, prepare
+
+THREADS = torch.get_num_threads()
 try:
     from ffcv.loader import Loader, OrderOption
 except ImportError:
@@ -20,12 +22,12 @@ except ImportError:
         raise
     pytest.skip("the extra `ffcv` is not installed", allow_module_level=True)
 
-THREADS = torch.get_num_threads()
+torch.set_num_threads(THREADS)  # importing the library has set one
 
 
 @pytest.fixture(autouse=True)
 def restore_threads() -> Any:
-    """The library sets torch to one thread."""
+    """Every loader of the library sets torch to one thread."""
     yield
     torch.set_num_threads(THREADS)
 

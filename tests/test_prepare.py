@@ -267,7 +267,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from fastdrpl.loaders import beton, prepare
+from fastdrpl.loaders import prepare
 prepare.SECONDS_BETWEEN_ENTRIES = 0.0
 config = prepare.PrepareConfig(kind="folder", source=Path({source!r}), out=Path({out!r}), size=128,
                                store={store!r}, test_fraction=0.2, workers={workers})

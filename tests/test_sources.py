@@ -520,6 +520,70 @@ def make_tree(root: Path, *folders: str, count: int = 3) -> Path:
     return root
 
 
+FILES: dict[str, bytes | None] = {}  # what may lie in a class folder: content, or None for a broken link
+
+
+def fill_files() -> None:
+    for kind in ("PNG", "JPEG", "GIF"):
+        out = io.BytesIO()
+        Image.new("RGB", (9, 7), RED).save(out, kind)
+        FILES[kind] = out.getvalue()
+    FILES.update(cut=FILES["JPEG"][:200], empty=b"", text=b"text", link=None)  # type: ignore[index]
+
+
+fill_files()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tree=st.dictionaries(
+        st.sampled_from(["a", "b", "c d", "\udce9", "e/f", ".g", 'h,"i']),
+        st.lists(
+            st.tuples(st.sampled_from(sorted(FILES)), st.sampled_from([".png", ".JPG", ".txt", ""])),
+            max_size=4,
+        ),
+        max_size=5,
+    ),
+    fraction=st.sampled_from([0.0, 0.3]),
+    store=st.sampled_from(["raw", "jpeg"]),
+)
+def test_any_tree_adds_up_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    tree: dict[str, list[tuple[str, str]]],
+    fraction: float,
+    store: Any,
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    images = 0
+    (root / "s").mkdir()
+    for folder, files in tree.items():
+        here = root / "s" / folder
+        here.mkdir(parents=True, exist_ok=True)
+        for number, (what, extension) in enumerate(files):
+            content, path = FILES[what], here / f"{number}{extension}"
+            path.symlink_to("nowhere") if content is None else path.write_bytes(content)
+            images += extension in (".png", ".JPG") and folder != ".g"
+    config = PrepareConfig(
+        kind="folder", source=root / "s", out=root / "o", size=8, test_fraction=fraction, store=store
+    )
+    try:
+        dataset = prepare(config, quiet=True)
+    except UserError as error:
+        assert error.exit_code in (2, 3) and not (root / "o").exists()
+        return
+    rows = sum(len(split) for split in dataset.splits.values())
+    bad = len((root / "o" / "quarantine.csv").read_text().splitlines()) - 1
+    valid = sum(int(split.valid.sum()) for split in dataset.splits.values())
+    assert rows == images == valid + bad
+    for folder, files in tree.items():
+        for number, (what, extension) in enumerate(files):
+            for name in dataset.splits:
+                ids = dataset.ids(name) or ()
+                wanted = os.fsencode(f"{folder}/{number}{extension}").decode("utf-8", "backslashreplace")
+                if wanted in ids:
+                    assert dataset.split(name).valid[ids.index(wanted)] == (what in ("PNG", "JPEG", "GIF"))
+
+
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_train_with_a_test_folder(tmp_path: Path, name: str) -> None:
     source = make_tree(tmp_path / "s", "train/10", "train/2", "train/1", f"{name}/2", f"{name}/10")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.pickles import PickledArray, read_plain
 from fastdrpl.loaders.sources.source import OpenedSource, Part, Piece

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+
 from fastdrpl.loaders.sources.source import OpenedSource, Part, Piece
 from fastdrpl.loaders.sources.stratify import choose_test_rows
 

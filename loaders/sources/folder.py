@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.sources.pictures import EXTENSIONS, Target, read_pictures, watch_parent
 from fastdrpl.loaders.sources.source import IMAGENET_MEAN, IMAGENET_STD, OpenedSource, Part, Piece

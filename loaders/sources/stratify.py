@@ -1,6 +1,7 @@
 """Division of a source without a test set: by class, keyed, the same on every machine."""
 
 import numpy as np
+
 from fastdrpl.kernels.philox import words
 from fastdrpl.loaders.order import Pass, Purpose
 

@@ -1,0 +1,102 @@
+"""Writes what lies beside the compiled files: `dataset.json`, `quarantine.csv` and the file names."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastdrpl.loaders.beton_tables import hash_file, read_tables
+from fastdrpl.loaders.dataset import MANIFEST, SCHEMA, Dataset, content_fingerprint, ids_path
+from fastdrpl.loaders.errors import DataError
+from fastdrpl.loaders.prepare_config import PrepareConfig, relevant_options
+from fastdrpl.loaders.sources.source import OpenedSource, Part
+from fastdrpl.loaders.unfinished import Progressed
+
+QUARANTINE = "quarantine.csv"
+
+
+def write_manifest(
+    config: PrepareConfig, source: OpenedSource, finished: dict[str, Progressed], work: Path
+) -> None:
+    """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images."""
+    splits: dict[str, Any] = {}
+    files: dict[str, Any] = {}
+    with open(work / QUARANTINE, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["row", "id", "split", "reason"])
+        for name, state in finished.items():
+            part = source.parts[name]
+            rows.writerows(
+                (row, part.ids[row] if part.ids else row, name, reason) for row, reason in state.bad
+            )
+    for name, state in finished.items():
+        part = source.parts[name]
+        quarantined = [row for row, _ in state.bad]
+        if name == "train":
+            _check_classes(source, part, state)
+        splits[name] = {"rows": len(part.labels), "quarantined": quarantined}
+        if part.ids is not None:
+            lines = "".join(json.dumps(line) + "\n" for line in part.ids)
+            ids_path(work, name).write_text(lines, encoding="ascii")
+        if state.finished:
+            size, digest = state.finished
+            tables = read_tables(work / f"{name}.beton").sha256
+            files[f"{name}.beton"] = {"bytes": size, "sha256": digest, "tables_sha256": tables}
+    for path in (work / QUARANTINE, *(ids_path(work, name) for name in finished)):
+        if path.exists():
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": source.name,
+        "source": {"kind": source.kind, "fingerprint": source.fingerprint},
+        "config": relevant_options(config),
+        "height": source.height,
+        "width": source.width,
+        "class_names": source.class_names,
+        "superclass": source.superclass,
+        "superclass_names": source.superclass_names,
+        "mean": source.mean,
+        "std": source.std,
+        "flip": source.flip,
+        "pad": source.pad,
+        "test_may_be_wrong": source.test_may_be_wrong,
+        "splits": splits,
+        "files": files,
+    }
+    manifest["fingerprint"] = content_fingerprint(manifest)
+    (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
+
+
+def _check_classes(source: OpenedSource, part: Part, state: Progressed) -> None:
+    good = np.bincount(part.labels, minlength=len(source.class_names))
+    good -= np.bincount(part.labels[[row for row, _ in state.bad]], minlength=len(good))
+    empty = np.flatnonzero(good == 0)
+    if len(empty):
+        reasons = ", ".join(sorted({reason for row, reason in state.bad if part.labels[row] == empty[0]}))
+        raise DataError(
+            f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons or 'it has none'})",
+            where=source.name,
+            fix="repair its images, or remove its folder",
+        )
+
+
+def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
+    """What a prepared dataset holds, in lines for the user."""
+    names = dataset.class_names
+    shown = ", ".join(names if len(names) <= 12 else (*names[:6], "...", *names[-3:]))
+    lines = [f"{dataset.name}: {len(names)} classes in this order: {shown}"]
+    for name, split in dataset.splits.items():
+        bad = int((~split.valid).sum())
+        text = f"{name}: {len(split):,} images of {split.width}x{split.height}, {split.store}"
+        lines.append(text + (f", {bad:,} of them quarantined" if bad else ""))
+    if not dataset.has("test"):
+        lines.append("There is no test set: accuracies will be empty.")
+    with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
+        reasons = Counter(row["reason"] for row in csv.DictReader(file))
+    lines += [f"quarantined: {count:,} x {reason}" for reason, count in reasons.most_common()]
+    size = sum(path.stat().st_size for path in dataset.path.iterdir())
+    took = "" if seconds is None else f" in {seconds:.1f} s"
+    return [*lines, f"{size / 1e6:,.1f} MB in {dataset.path}{took}"]
