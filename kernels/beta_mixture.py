@@ -1,10 +1,10 @@
 """Two-component beta mixture of per-sample losses: which samples fit their label, and which do not.
 
-What: the losses, brought to (0, 1) by their 5th and 95th percentile, are explained by two beta distributions;
-the one with the lower mean holds the clean samples. Fitted by EM with the method of moments (arXiv 1912.08741,
-section III-A; arXiv 1904.11238, section 3.1). Why a twin: the published fit evaluates a scipy density 20 times
-over all samples. Its cost: three reads of the losses, then 24 bytes and one exponential per sample and iteration.
-The reference comes first; `fit_beta_mixture` is the public operation, `kernels/cpu/beta_mixture.py` the twin.
+What: the losses, brought to (0, 1) by their 5th and 95th percentile, are explained by two beta distributions,
+of which the one with the lower mean holds the clean samples. Fitted by EM with the method of moments
+(arXiv 1912.08741, section III-A; arXiv 1904.11238, section 3.1). Why a twin: the published fit evaluates a scipy
+density 20 times over all samples. Its cost: four reads of the losses, then per iteration 24 bytes and one
+exponential per sample. The reference comes first, then the public operation; the twin is `cpu/beta_mixture.py`.
 """
 
 import math
@@ -48,13 +48,14 @@ class Fit(NamedTuple):
 def fit_reference(losses: Array, iterations: int) -> Fit:
     """Fit the mixture with numpy and scipy. Takes (N,) finite float64, N >= 1."""
     low, high = (float(value) for value in np.percentile(losses, OUTER_PERCENTILES))
-    inside = losses[(losses >= low) & (losses <= high)]
     spread: Literal["middle", "whole"] = "middle"
-    if high - low <= LOW_OFFSET or inside.size == 0 or inside.min() == inside.max():
-        inside, low, high, spread = losses, float(losses.min()), float(losses.max()), "whole"
+    u = _normalise_for_fit(losses[(losses >= low) & (losses <= high)], low, high)
+    if high - low <= LOW_OFFSET or u.size == 0 or u.min() == u.max():
+        low, high, spread = float(losses.min()), float(losses.max()), "whole"
         if high - low <= LOW_OFFSET:
             return no_spread(low, high)
-    alpha, beta, weight = _fit_by_moments(_normalise_for_fit(inside, low, high), iterations)
+        u = _normalise_for_fit(losses, low, high)
+    alpha, beta, weight = _fit_by_moments(u, iterations)
     return Fit(alpha, beta, weight, low, high, spread)
 
 
@@ -185,7 +186,7 @@ class BetaMixture:
         """Probability that each sample belongs to the noisy component.
 
         Takes (N,) losses (numpy, or a torch tensor on the CPU), gives (N,) float64 in [0, 1]. "exact" never
-        falls where the loss rises (up to rounding, 1e-12); "lookup" is the published table of 100 bins, which can.
+        falls where the loss rises (up to rounding, 1e-12); "lookup", the published table of 100 bins, can.
         Raises ValueError for nan; an infinite loss is as noisy (or, below, as clean) as a loss can be.
         """
         values = _vector(losses)

@@ -1,15 +1,43 @@
 """How the kernels of this folder are compiled: numba, the machine code kept on disk where possible."""
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+
 from fastdrpl.kernels.cpu import numba_cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-PARALLEL_LOCK = threading.RLock()
+if numba.config.THREADING_LAYER == "default" and not os.environ.get("NUMBA_THREADING_LAYER_PRIORITY"):
+    # OpenMP starts its threads in a few microseconds, TBB (numba's first choice) took 50: more than some kernels run
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+
+class _ParallelLock:
+    """One caller at a time, and an error where GNU OpenMP would end the process: in a fork of one that used it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._process: int | None = None
+
+    def __enter__(self) -> None:
+        process = os.getpid()
+        if self._process not in (None, process) and numba.threading_layer() == "omp":
+            raise RuntimeError(
+                "parallel kernels ran before this process was forked, which OpenMP does not survive; "
+                "start processes by 'spawn', or set NUMBA_THREADING_LAYER=workqueue"
+            )
+        self._lock.acquire()
+        self._process = process
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+PARALLEL_LOCK = _ParallelLock()
 """Hold it around every call from Python into a kernel compiled with `parallel=True`.
 
 One of numba's threading layers (workqueue) ends the process when two threads start parallel work at once.
