@@ -104,14 +104,14 @@ class BetonWriter:
             raise ValueError("this file stores raw pixels")
         self._check_room(len(images))
         for data in images:
+            if not 0 < len(data) <= self.page_size:
+                raise ValueError(f"a JPEG of {len(data)} bytes does not fit in a page of {self.page_size}")
+            if self.page_size - self.used < len(data):
+                self._flush()
             self._place_jpeg(len(data))
             self._page[self.used - len(data) : self.used] = np.frombuffer(data, np.uint8)
 
     def _place_jpeg(self, nbytes: int) -> None:
-        if not 0 < nbytes <= self.page_size:
-            raise ValueError(f"a JPEG of {nbytes} bytes does not fit in a page of {self.page_size}")
-        if self.page_size - self.used < nbytes:
-            self._flush()
         self.records["image"]["offset"][self.done] = self.start + self.pages * self.page_size + self.used
         self.nbytes[self.done] = nbytes
         self.used += nbytes
@@ -193,7 +193,9 @@ class BetonWriter:
             self.pages, self.done = pages, rows_done
         else:
             for size in sizes:
-                self._place_jpeg(int(size))
+                if self.page_size - self.used < size:
+                    self.pages, self.used = self.pages + 1, 0
+                self._place_jpeg(size)
             self.pages += 1  # the page that these rows end
         self.used, self.done_in_pages = 0, self.done
         end = self.start + self.pages * self.page_size

@@ -90,7 +90,7 @@ def test_page_size_is_a_power_of_two_that_wastes_little(size: int) -> None:
 
 @pytest.mark.parametrize("store", ["raw", "jpeg"])
 def test_resuming_at_a_page_gives_the_unbroken_file(tmp_path: Path, store: Any) -> None:
-    images, labels = random_images(150, 128), np.arange(150) % 3
+    images, labels = random_images(400, 128), np.arange(400) % 3
     jpegs = [to_jpeg(image) for image in images]
 
     def write(writer: BetonWriter, start: int, stop: int) -> None:
@@ -100,12 +100,12 @@ def test_resuming_at_a_page_gives_the_unbroken_file(tmp_path: Path, store: Any) 
             writer.write_jpeg(jpegs[start:stop])
 
     with closing(BetonWriter(tmp_path / "whole", labels, height=128, width=128, store=store)) as writer:
-        write(writer, 0, 150)
+        write(writer, 0, 400)
         whole = writer.finish()
     with closing(BetonWriter(tmp_path / "broken", labels, height=128, width=128, store=store)) as writer:
-        write(writer, 0, 140)
+        write(writer, 0, 390)
         rows, sizes = writer.sync(), writer.nbytes[: writer.done_in_pages].tolist()
-    assert 0 < rows < 140
+    assert rows < 390 and tell_pages(tmp_path / "broken") >= 3
     with open(tmp_path / "broken", "ab") as file:
         file.write(b"a page that was being written")
     sizes = sizes if store == "jpeg" else []
@@ -113,10 +113,14 @@ def test_resuming_at_a_page_gives_the_unbroken_file(tmp_path: Path, store: Any) 
     with closing(
         BetonWriter(tmp_path / "broken", labels, height=128, width=128, store=store, resume=resume)
     ) as writer:
-        write(writer, rows, 150)
+        write(writer, rows, 400)
         assert writer.finish() == whole
     assert (tmp_path / "broken").read_bytes() == (tmp_path / "whole").read_bytes()
     assert hashlib.sha256((tmp_path / "whole").read_bytes()).hexdigest() == whole[1]
+
+
+def tell_pages(path: Path) -> int:
+    return path.stat().st_size // SMALLEST_PAGE - 1
 
 
 def test_jpeg_rows_are_the_files_that_went_in(tmp_path: Path) -> None:
