@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -204,7 +204,7 @@ def test_the_newest_is_told_by_number_not_by_clock(tmp_path: Path) -> None:
 
 
 def _run_until_killed(folder: Path, done: Path) -> None:
-    for _ in range(100):
+    for _ in range(100_000):
         sequence = next_sequence(folder)
         _write(folder, sequence)
         done.write_text(str(sequence))
@@ -237,20 +237,23 @@ def test_killed_at_random_moments_a_verified_checkpoint_is_found(tmp_path: Path)
     chance = random.Random(3)
     for _ in range(25):
         before = _newest(folder)
+        done.unlink(missing_ok=True)
         child = os.fork()
         if child == 0:
             try:
                 _run_until_killed(folder, done)
             finally:
                 os._exit(0)
-        time.sleep(chance.uniform(0.002, 0.05))
+        while not done.exists():  # at least one is written, however busy the machine is
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.03))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         remove_leftovers(folder)
         after = _newest(folder)
-        assert before is None or (after is not None and after >= before)
-    assert (_newest(folder) or 0) > 5, "the children were killed before they wrote anything"
-    assert len(list_checkpoints(folder)) <= 4
+        assert after is not None and (before is None or after > before)
+    prune(folder)
+    assert len(list_checkpoints(folder)) == 2
 
 
 @pytest.fixture(scope="module")
@@ -262,42 +265,52 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert _newest(folder) == 1  # every example put back what it damaged
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    name=st.sampled_from(["tensors-000.safetensors", "state.json", "manifest.json"]),
-    kind=st.sampled_from(["flip", "cut", "zero", "append", "replace", "remove", "folder"]),
-    where=st.floats(0, 1, exclude_max=True),
-    extent=st.integers(1, 255),
-)
-def test_any_damage_is_found_named_and_passed_over(
-    two_checkpoints: Path, name: str, kind: str, where: float, extent: int
-) -> None:
+@pytest.mark.parametrize("name", ["tensors-000.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("kind", ["flip", "cut", "zero", "append", "replace", "remove", "folder"])
+def test_any_damage_is_found_named_and_passed_over(two_checkpoints: Path, name: str, kind: str) -> None:
     path = two_checkpoints / checkpoint_name(1) / name
     sound = path.read_bytes()
-    place = int(where * len(sound))
-    after = sound[place + extent :]
-    damaged = {
-        "flip": sound[:place] + bytes([sound[place] ^ extent]) + sound[place + 1 :],
-        "cut": sound[:place],
-        "zero": sound[:place] + bytes(len(sound[place : place + extent])) + after,
-        "append": sound + bytes([extent]),
-        "replace": sound[:place] + os.urandom(len(sound[place : place + extent])) + after,
-    }.get(kind)
-    assume(damaged != sound)
-    path.unlink()
-    if kind == "folder":
-        path.mkdir()
-    elif damaged is not None:
-        path.write_bytes(damaged)
+    chance = random.Random(f"{name} {kind}")
+    for _ in range(20):
+        place, extent = chance.randrange(len(sound)), chance.randint(1, 255)
+        cut = sound[place : place + extent]
+        damaged = {
+            "flip": sound[:place] + bytes([sound[place] ^ extent]) + sound[place + 1 :],
+            "cut": sound[:place],
+            "zero": sound[:place] + bytes(len(cut)) + sound[place + extent :],
+            "append": sound + bytes([extent]),
+            "replace": sound[:place] + chance.randbytes(len(cut)) + sound[place + extent :],
+        }.get(kind)
+        if damaged == sound:
+            continue  # zeros replaced by zeros
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif damaged is not None:
+            path.write_bytes(damaged)
+        try:
+            skipped: list[CheckpointError] = []
+            assert _newest(two_checkpoints, skipped) == 0
+            assert len(skipped) == 1 and skipped[0].exit_code == 3
+            assert "00000001" in str(skipped[0]) and name in str(skipped[0])
+            with pytest.raises(CheckpointError, match=name):
+                read_checkpoint(path.parent)
+        finally:
+            path.rmdir() if kind == "folder" else path.unlink(missing_ok=True)
+            path.write_bytes(sound)
+
+
+def test_every_bit_of_the_manifest_counts(two_checkpoints: Path) -> None:
+    path = two_checkpoints / checkpoint_name(1) / "manifest.json"
+    sound = path.read_bytes()
     try:
-        skipped: list[CheckpointError] = []
-        assert _newest(two_checkpoints, skipped) == 0
-        assert len(skipped) == 1 and skipped[0].exit_code == 3
-        assert "00000001" in str(skipped[0]) and name in str(skipped[0])
-        with pytest.raises(CheckpointError, match=name):
-            read_checkpoint(path.parent)
+        for bit in range(8 * len(sound)):
+            damaged = bytearray(sound)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=r"manifest\.json"):
+                verify_checkpoint(path.parent)
     finally:
-        path.rmdir() if kind == "folder" else path.unlink(missing_ok=True)
         path.write_bytes(sound)
 
 
@@ -374,6 +387,26 @@ def test_prune_counts_only_what_verifies(tmp_path: Path) -> None:
     _write(tmp_path, 5)
     assert prune(tmp_path, keep=2) == ["00000000", "00000002", "00000003", "00000004"]
     assert _newest(tmp_path) == 5
+
+
+def test_a_half_removed_checkpoint_does_not_look_like_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sequence in range(3):
+        _write(tmp_path, sequence)
+
+    def remove_one_file_and_fail(folder: Path) -> None:
+        (folder / "state.json").unlink()
+        raise OSError(errno.EIO, "broken disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.shutil, "rmtree", remove_one_file_and_fail)
+        with pytest.raises(UserError, match="broken disk"):
+            prune(tmp_path, keep=1)
+    for path in list_checkpoints(tmp_path):
+        verify_checkpoint(path)
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert prune(tmp_path, keep=1) == ["00000001"]
 
 
 def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
