@@ -12,9 +12,10 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from fastdrpl.kernels import philox
 from fastdrpl.kernels.philox import Stream
-from torch import Tensor
 
 
 def crop_window(

@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
+from PIL import Image
+
 from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.errors import DataError, UserError
-from PIL import Image
 
 
 def check_source_rows(split: Split, source_row: np.ndarray) -> None:

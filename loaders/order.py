@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+
 from fastdrpl.kernels.philox import Stream, permutation
 
 SMALLEST_TAIL = 6  # batch normalisation of fewer samples is noise: such a tail joins the batch before it

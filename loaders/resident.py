@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.decode import check_source_rows, decode_row, map_file

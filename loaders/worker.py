@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
+
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.decode import check_source_rows, decode_row, map_file
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.order import Order
-from torch.utils.data import DataLoader, Dataset
 
 PATIENCE = 50  # seconds without a batch after which the processes count as dead
 
@@ -74,7 +75,11 @@ class WorkerLoader:
     def _next(self, answers: Iterator[Answer]) -> Answer | None:
         try:
             return next(answers, None)
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+        ) as error:  # the last two: it died while it handed over a batch
             if not self.workers:
                 raise
             # Without its traceback, whose frames would keep the processes alive.

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
 from fastdrpl.kernels import augment as public
 from fastdrpl.kernels.augment import augment, augment_uint8, centre, crop_window, gather_crops, normalise
 from fastdrpl.kernels.cpu import augment as twin
 from fastdrpl.kernels.philox import Stream, words
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.25, 0.26)
 COLOURS = {"mean": MEAN, "std": STD}

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from fastdrpl.kernels.augment import augment_uint8
 from fastdrpl.loaders import resident, worker
 from fastdrpl.loaders.batch import Batch
@@ -19,7 +21,6 @@ from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.order import Order, Pass, Purpose
 from fastdrpl.loaders.resident import ResidentLoader
 from fastdrpl.loaders.worker import WorkerLoader
-from PIL import Image
 
 PASS = Pass(seed=1, stage=0, epoch=2, purpose=Purpose.train)
 ROWS = 120
@@ -94,6 +95,14 @@ def children() -> list:
     return multiprocessing.active_children()
 
 
+def wait_for_no_children() -> None:
+    """A process that was told to end needs a moment to do so."""
+    end = time.perf_counter() + 20
+    while children():
+        assert time.perf_counter() < end, f"still there: {children()}"
+        time.sleep(0.02)
+
+
 def test_all_loaders_give_the_same_batches(stored):
     split, pixels = stored
     source_row = np.random.default_rng(0).permutation(ROWS)[:50]
@@ -113,7 +122,7 @@ def test_all_loaders_give_the_same_batches(stored):
                 shown = batch.pixels[batch.rows].numpy()
                 assert np.array_equal(shown, pixels[source_row[order[step]]])
             loader.close()
-    assert not children()
+    wait_for_no_children()
 
 
 def test_augmented_batches_do_not_depend_on_the_loader(raw):
@@ -206,12 +215,12 @@ def test_an_early_stop_leaves_no_process(raw):
     for _ in loader.epoch(order):
         assert len(children()) == 2
         break
-    assert not children()
+    wait_for_no_children()
     first, second = loader.epoch(order), loader.epoch(order)
     next(first), next(second)
     assert len(children()) == 4
     loader.close()
-    assert not children()
+    wait_for_no_children()
     with pytest.raises(StopIteration):
         next(first)
 
@@ -236,7 +245,7 @@ def test_an_image_that_does_not_decode_is_named(jpeg):
         ResidentLoader(split, np.arange(ROWS))
     for error in (*failures, failure.value):
         assert "row 33" in error.what and str(split.path) in error.where and error.exit_code == 3
-    assert not children()
+    wait_for_no_children()
     # Who does not use the row is not stopped by it.
     others = np.delete(np.arange(ROWS), 33)
     for loader in every_loader(split, others):
@@ -263,7 +272,7 @@ def test_a_killed_process_is_reported(raw, monkeypatch):
     with pytest.raises(UserError, match=r"(?s)loader process died.*fewer loader processes"):
         list(WorkerLoader(split, np.arange(ROWS), workers=2).epoch(Order(np.arange(ROWS), 8, PASS, False)))
     assert time.perf_counter() - start < 60
-    assert not children()
+    wait_for_no_children()
 
 
 def test_a_hanging_process_is_reported(raw, monkeypatch):
@@ -272,7 +281,7 @@ def test_a_hanging_process_is_reported(raw, monkeypatch):
     monkeypatch.setattr(worker, "decode_row", lambda *_: time.sleep(1000))
     with pytest.raises(UserError, match="gave nothing for 1 s"):
         list(WorkerLoader(split, np.arange(ROWS), workers=1).epoch(Order(np.arange(ROWS), 8, PASS, False)))
-    assert not children()
+    wait_for_no_children()
     assert worker.PATIENCE == 1
 
 

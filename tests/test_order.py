@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from fastdrpl.loaders.order import ORDER_VIEW, SMALLEST_TAIL, Order, Pass, Purpose
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fastdrpl.loaders.order import ORDER_VIEW, SMALLEST_TAIL, Order, Pass, Purpose
 
 PASS = Pass(seed=1, stage=2, epoch=3, purpose=Purpose.train)
 SETS = st.sets(st.integers(0, 2**32 - 1), max_size=80).map(lambda chosen: np.array(list(chosen), np.int64))

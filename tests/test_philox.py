@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
 from fastdrpl.kernels.cpu import philox as twin
 from fastdrpl.kernels.philox import (
     MASK,
@@ -15,9 +19,6 @@ from fastdrpl.kernels.philox import (
     uniform,
     words,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
 
 # Random123's kat_vectors for philox4x32-10: counter, key, answer.
 KNOWN_ANSWERS = [

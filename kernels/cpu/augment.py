@@ -11,10 +11,11 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from torch import Tensor
+
 from fastdrpl.kernels.cpu.jit import PARALLEL_LOCK, jit
 from fastdrpl.kernels.cpu.philox import philox_words, stream_words
 from fastdrpl.kernels.philox import Stream
-from torch import Tensor
 
 PARALLEL_BYTES = 1 << 20  # written; for less, waking the threads costs more than it saves
 U0, U1, U2, U3 = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)

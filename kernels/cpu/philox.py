@@ -1,6 +1,7 @@
 """Philox 4x32-10 in numba: the bits of `fastdrpl.kernels.philox`, as a device function and over vectors."""
 
 import numpy as np
+
 from fastdrpl.kernels import philox as reference
 from fastdrpl.kernels.cpu.jit import jit
 from fastdrpl.kernels.philox import Stream
