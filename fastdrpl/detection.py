@@ -67,7 +67,7 @@ def detect(
         )
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is {gamma}; wanted a probability")
-    if given.size and not (0 <= given.min() and given.max() < num_classes):
+    if given.size and not (given.min() >= 0 and given.max() < num_classes):
         raise ValueError(f"labels reach from {given.min()} to {given.max()}; wanted 0 to {num_classes - 1}")
     fit = fit_beta_mixture(fit_losses)
     p_noisy = fit.posterior(score_losses, compat=compat)

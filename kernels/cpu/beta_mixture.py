@@ -435,17 +435,15 @@ def fit(losses: Array, iterations: int) -> Fit:
     """Twin of `fit_reference`: (N,) finite contiguous float64, N >= 1."""
     with PARALLEL_LOCK:
         low, high, smallest, largest = _outer_percentiles(losses)
-        spread = "middle" if high - low > LOW_OFFSET else "whole"
-        if spread == "middle":
-            *normalised, least, most = _normalise(losses, low, high)
-            spread = "middle" if least < most else "whole"
-        if spread == "whole":
+        u, log_u, log_rest, counts, least, most = _normalise(losses, low, high)
+        middle = high - low > LOW_OFFSET and least < most
+        if not middle:
             low, high = smallest, largest
             if high - low <= LOW_OFFSET:
                 return no_spread(low, high)
-            *normalised, _, _ = _normalise(losses, low, high)
-        alpha, beta, weight = _fit_by_moments(*normalised, iterations)
-    return Fit(alpha, beta, weight, low, high, "middle" if spread == "middle" else "whole")
+            u, log_u, log_rest, counts, _, _ = _normalise(losses, low, high)
+        alpha, beta, weight = _fit_by_moments(u, log_u, log_rest, counts, iterations)
+    return Fit(alpha, beta, weight, low, high, "middle" if middle else "whole")
 
 
 def posterior(losses: Array, low: float, high: float, odds: LogOdds) -> Array:
