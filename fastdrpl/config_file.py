@@ -66,7 +66,7 @@ def overlay(base: Settings, table: dict[str, Any], *, where: str, prefix: str = 
             changes[key] = overlay(current, value, where=where, prefix=f"{name}.")
         else:
             changes[key] = _convert(value, hints[key], name, where)
-    return dataclasses.replace(base, **changes)
+    return typing.cast(Settings, dataclasses.replace(typing.cast(Any, base), **changes))
 
 
 def _convert(value: Any, hint: Any, name: str, where: str) -> Any:

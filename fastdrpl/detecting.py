@@ -1,7 +1,7 @@
 """The end of a stage that detects: look at the losses, split the samples, keep the evidence."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,20 +14,19 @@ from fastdrpl.report.histogram import draw_histogram
 
 
 def split_labels(
-    fit_losses: Tensor, score_losses: Tensor, labels: Labels, gamma: float, *, compat: str
+    fit_losses: Tensor,
+    score_losses: Tensor,
+    labels: Labels,
+    gamma: float,
+    *,
+    compat: Literal["exact", "lookup"],
 ) -> tuple[Detection, dict[str, Any]]:
     """Detect at a threshold: -> the detection, and its figures for result.json (fractions, None where unknown)."""
+    score = score_losses.double().cpu().numpy()
     detection = detect(
-        fit_losses.double().cpu().numpy(),
-        score_losses.double().cpu().numpy(),
-        labels.given,
-        len(labels.class_names),
-        gamma,
-        compat=compat,
+        fit_losses.double().cpu().numpy(), score, labels.given, len(labels.class_names), gamma, compat=compat
     )
-    return detection, detection_metrics(
-        detection.labelled, score_losses.double().cpu().numpy(), labels.is_noisy
-    )
+    return detection, {**detection_metrics(detection.labelled, score, labels.is_noisy)}
 
 
 def keep_evidence(

@@ -116,7 +116,7 @@ def build_machine(engine: EngineConfig, *, threads: int = 0) -> Machine:
             f"{world} process{'es' * (world > 1)} started, but --engine.ranks asks for {engine.ranks}",
             where="the launcher",
             fix="on CPUs `accelerate launch --cpu` starts one process whatever it is told; use "
-            f"`ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {engine.ranks} fastdrpl/train.py ...`",
+            f"`ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {engine.ranks} -- fastdrpl/train.py ...`",
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     resolved = engine.threads or threads or max(1, (os.cpu_count() or 1) // local)

@@ -122,7 +122,8 @@ def _write_beginnings(
                 "versions": describe_versions(),
             },
         )
-    remove_leftovers(folder.checkpoints)
+    for place in (folder.path, folder.checkpoints):
+        remove_leftovers(place)
 
 
 class _NoJournal:

@@ -88,7 +88,7 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
     if not folder.prepared.exists():
         from fastdrpl.loaders.prepare import PrepareConfig, prepare
 
-        prepare(PrepareConfig(kind="digits", out=folder.prepared, seed=config.seed))
+        prepare(PrepareConfig(kind="digits", out=folder.prepared))  # the same test images for every seed
     return open_dataset(folder.prepared)
 
 

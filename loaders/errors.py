@@ -4,7 +4,7 @@
 class UserError(Exception):
     """The request cannot be carried out as asked (exit code 2).
 
-    `what` is one line; `where` names the file, field or row; `fix` says what to do. The text is the lines that are given.
+    `what` is one line; `where` names the file, field or row; `fix` says what to do; the text is these lines.
     """
 
     exit_code = 2

@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fastdrpl.loaders.errors import UserError
 from rich.console import Console
 
 from fastdrpl import doctor as module
@@ -22,6 +21,7 @@ from fastdrpl.doctor import (
     doctor,
     try_python,
 )
+from fastdrpl.loaders.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 H200 = json.dumps({"cuda": "13.0", "usable": True, "gpus": [["NVIDIA H200", 150 * 2**30]]})

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fastdrpl.loaders.errors import DataError, UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels, load_labels
+from fastdrpl.loaders.errors import DataError, UserError
 
 NAMES = ("cat", "dog", "schöner Fisch, groß", '"quoted"')
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from fastdrpl.loaders.errors import UserError
 from scipy import stats
 from torch import nn
 
+from fastdrpl.loaders.errors import UserError
 from fastdrpl.models import MODEL_NAMES, build_model
 from fastdrpl.models.preact_resnet import PreActBlock, preact_resnet18
 from fastdrpl.models.resnet import resnet18

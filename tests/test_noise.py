@@ -1,17 +1,17 @@
 """Label noise: how many labels change, into what, and that the published draws come out sample for sample."""
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fastdrpl.loaders.errors import DataError, UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from fastdrpl.labels import Labels
+from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.pickles import read_plain
 from fastdrpl.noise import NoiseConfig, achieved, draw_noise, flip_matrix
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -184,11 +184,12 @@ def test_superclass_noise_stays_inside_and_goes_round_in_fives(legacy: bool):
 
 
 def test_cifar100_cycles_on_the_real_coarse_labels(real_cifar: Path):
-    with open(real_cifar / "cifar-100-python" / "train", "rb") as file:
-        train = pickle.load(file, encoding="latin1")
-    with open(real_cifar / "cifar-100-python" / "meta", "rb") as file:
-        names = tuple(pickle.load(file, encoding="latin1")["fine_label_names"])
-    fine, coarse = np.array(train["fine_labels"]), np.array(train["coarse_labels"])
+    folder = real_cifar / "cifar-100-python"
+    with open(folder / "train", "rb") as file:
+        train = read_plain(file, where="train")
+    with open(folder / "meta", "rb") as file:
+        names = tuple(name.decode() for name in read_plain(file, where="meta")[b"fine_label_names"])
+    fine, coarse = np.array(train[b"fine_labels"]), np.array(train[b"coarse_labels"])
     superclass = tuple(int(coarse[fine == k][0]) for k in range(100))
     flips = flip_matrix(NoiseConfig(kind="nonuniform", ratio=0.4), names, superclass)
     after = {names[k]: names[int(flips[k].argmax())] for k in range(100)}

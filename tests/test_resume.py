@@ -26,13 +26,6 @@ def newest_checkpoint_name(run) -> str:
     )
 
 
-def wait_until(condition, seconds=60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
-
-
 def assert_same(run, unbroken):
     for position in range(3):
         assert toy.differing(toy.last_tensors(run, position), toy.last_tensors(unbroken, position)) == []
@@ -60,7 +53,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(unbroken, tmp_path):
         process = toy.start(run, "--checkpoint.every", "0")
         if kills < KILLS:
             newest = newest_checkpoint_name(run)
-            wait_until(lambda: newest_checkpoint_name(run) > newest or not process.is_alive())  # noqa: B023
+            toy.wait_until(lambda: newest_checkpoint_name(run) > newest or not process.is_alive())  # noqa: B023
             time.sleep(draw.uniform(0.0, 0.2))
             process.kill()
         process.join(240)
@@ -82,7 +75,7 @@ def test_a_signal_saves_and_ends_with_75(unbroken, tmp_path, number):
     codes = []
     for moment in (0.3, 0.8, 0.5):
         process = toy.start(run, "--checkpoint.every", "1e9")
-        wait_until(lambda: (run / "metrics.jsonl").exists())
+        toy.wait_until(lambda: (run / "metrics.jsonl").exists())
         time.sleep(moment)
         began = time.monotonic()
         os.kill(process.pid, number)
@@ -134,7 +127,7 @@ def test_another_configuration_in_the_folder_lists_what_differs(unbroken):
 def test_a_folder_in_use_is_refused(tmp_path):
     run = tmp_path / "run"
     first = toy.start(run, "--drpl.semi2.epochs", "400")
-    wait_until((run / "metrics.jsonl").exists)
+    toy.wait_until((run / "metrics.jsonl").exists)
     try:
         assert toy.train(run, "--drpl.semi2.epochs", "400") == 2
         assert str(first.pid) in toy.log_of(run)

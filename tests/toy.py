@@ -3,12 +3,48 @@
 import json
 import multiprocessing
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet
 import torch
 
-WORDS = ["train", "digits", "--limit", "160", "--limit_test", "60", "--batch_size", "32", "--model.width", "4", "--engine.threads", "1", "--engine.eval_batch", "80", "--drpl.relabel.epochs", "6", "--drpl.relabel.milestones", "4", "--drpl.given_epochs", "3", "--drpl.average", "3", "--drpl.gamma1", "0.5", "--drpl.semi1.epochs", "4", "--drpl.semi1.milestones", "3", "--drpl.semi2.epochs", "4", "--drpl.semi2.milestones", "3", "--noise.ratio", "0.2"]
+WORDS = [
+    "train",
+    "digits",
+    "--limit",
+    "160",
+    "--limit_test",
+    "60",
+    "--batch_size",
+    "32",
+    "--model.width",
+    "4",
+    "--engine.threads",
+    "1",
+    "--engine.eval_batch",
+    "80",
+    "--drpl.relabel.epochs",
+    "6",
+    "--drpl.relabel.milestones",
+    "4",
+    "--drpl.given_epochs",
+    "3",
+    "--drpl.average",
+    "3",
+    "--drpl.gamma1",
+    "0.5",
+    "--drpl.semi1.epochs",
+    "4",
+    "--drpl.semi1.milestones",
+    "3",
+    "--drpl.semi2.epochs",
+    "4",
+    "--drpl.semi2.milestones",
+    "3",
+    "--noise.ratio",
+    "0.2",
+]
 
 # Forked from a process that has imported everything: a start costs nothing, a kill is a real one.
 FORKS = multiprocessing.get_context("forkserver")
@@ -40,6 +76,13 @@ def train(run: Path, *extra: str) -> int:
 
 def log_of(run: Path) -> str:
     return run.with_suffix(".log").read_text()
+
+
+def wait_until(condition, seconds=60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
 
 
 def last_tensors(run: Path, position: int = -1):

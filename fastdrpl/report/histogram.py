@@ -30,7 +30,7 @@ def draw_histogram(
         groups.append(("unknown", finite[~known], "tab:gray"))
     for name, values, colour in groups:
         if len(values):
-            axes.hist(values, edges, color=colour, alpha=0.45, label=f"{name} ({len(values):,})")
+            axes.hist(values, edges.tolist(), color=colour, alpha=0.45, label=f"{name} ({len(values):,})")
     span = fit.high - fit.low
     if span > 0 and not detection.fit.warnings:
         u = np.linspace(1e-3, 1 - 1e-3, 400)

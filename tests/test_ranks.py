@@ -1,0 +1,150 @@
+"""Two real processes (gloo) against one: the same steps, the same label store, the same split."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy
+from accelerate import debug_launcher
+from torch import nn
+
+from fastdrpl.config import Config, DRPLConfig, EngineConfig, Schedule
+from fastdrpl.detection import detect
+from fastdrpl.engine import Eyes, Learner, losses_to, train_epoch
+from fastdrpl.loaders.dataset import Split
+from fastdrpl.loaders.order import Order, Pass, Purpose
+from fastdrpl.loaders.resident import ResidentLoader
+from fastdrpl.machine import build_machine
+from fastdrpl.methods import stages_of
+from fastdrpl.pixels import Transform
+from fastdrpl.store import LabelStore
+
+ROOT = Path(__file__).resolve().parent.parent
+N, C = 90, 4
+
+
+def images(folder: Path) -> Split:
+    """90 images of 4 classes that differ in colour, as a plain file of pixels."""
+    draw = np.random.default_rng(0)
+    label = draw.integers(0, C, N)
+    pixels = draw.integers(0, 90, (N, 8, 8, 3), dtype=np.uint8)
+    pixels[np.arange(N), :, :, label % 3] += (60 + 40 * (label // 3)).astype(np.uint8)[:, None, None]
+    path = folder / "pixels"
+    path.write_bytes(pixels.tobytes() + bytes(2**21 - pixels.nbytes))
+    offset = np.arange(N, dtype=np.int64) * 192
+    return Split("train", path, 8, 8, "raw", label, np.ones(N, bool), offset, np.full(N, 192), 2**21)
+
+
+def steps(folder: str) -> None:
+    """Three epochs of relabelling without batch normalisation, on this process's share; rank 0 writes what came out."""
+    machine = build_machine(EngineConfig(device="cpu", threads=1))
+    split = images(Path(folder) / str(machine.rank))
+    eyes = Eyes(
+        ResidentLoader(split, np.arange(N)), Transform(8, 2, True, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)), N
+    )
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, C))
+    config = Config(drpl=DRPLConfig(given_epochs=1, relabel=Schedule(epochs=3)))
+    learner = Learner(network, config.optimiser, machine)
+    stage = stages_of(config)[0]
+    store = LabelStore(N, machine.device, machine.total if machine.world > 1 else None)
+    store.put("given", torch.as_tensor(split.label))
+    stage.objective.begin(store, C, Pass(1, 1, 0, Purpose.train))
+    seen = []
+    for epoch in range(1, 4):
+        pass_ = Pass(1, 1, epoch, Purpose.train)
+        order = Order(np.arange(N), 32, pass_, True, machine.rank, machine.world)
+        assert len(order.batch(len(order) - 1)) == 26  # 26 images left: 13 for each of two ranks
+        train_epoch(
+            learner,
+            stage,
+            store,
+            eyes,
+            order,
+            pass_,
+            start_step=0,
+            after_step=lambda done, images: seen.append(images),
+        )
+        learner.meter.refuse_bad(machine)
+        loss = learner.meter.finish(machine)
+        store.commit(lambda s, p=pass_: stage.objective.refresh(s, p))
+    losses = losses_to(
+        learner, eyes, store["given"], Pass(1, 1, 3, Purpose.track_fit), batch_size=40, augmented=True
+    ).numpy()
+    split_here = detect(losses, losses, split.label, C, 0.5)
+    if machine.main:
+        weights = {f"weight{k}": p.detach().numpy() for k, p in enumerate(network.parameters())}
+        np.savez(
+            Path(folder) / f"world{machine.world}.npz",
+            target=store["target"],
+            loss=loss,
+            images=seen,
+            losses=losses,
+            **weights,
+        )
+    np.save(Path(folder) / f"split{machine.world}-{machine.rank}.npy", split_here.labelled)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    for rank in range(2):
+        (folder / str(rank)).mkdir()
+    debug_launcher(steps, (str(folder),), num_processes=1)
+    debug_launcher(steps, (str(folder),), num_processes=2)
+    return folder
+
+
+def test_two_ranks_take_the_steps_of_one(both):
+    """Without batch normalisation two ranks differ from one by the order of sums only."""
+    one, two = (np.load(both / f"world{world}.npz") for world in (1, 2))
+    assert one["images"].tolist() == two["images"].tolist() == [32, 32, 26] * 3
+    for name in one.files:
+        assert np.allclose(one[name], two[name], rtol=1e-4, atol=1e-5), name
+    assert one["loss"][0] > 0
+    assert one["losses"].std() > 0.01  # not a comparison of constants
+
+
+def test_the_same_losses_give_the_same_split_on_every_rank(both):
+    losses = np.load(both / "world2.npz")["losses"]
+    alone = detect(losses, losses, images(both / "0").label, C, 0.5).labelled
+    for rank in range(2):
+        assert np.array_equal(np.load(both / f"split2-{rank}.npy"), alone)
+
+
+def torchrun(run: Path, *extra: str) -> subprocess.Popen:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--"]
+    words = [str(ROOT / "fastdrpl" / "train.py"), *toy.WORDS[1:], "--run", str(run), *extra]
+    with open(run.with_suffix(".log"), "a") as log:
+        return subprocess.Popen([*launcher, *words], env=environment, stdout=log, stderr=log)
+
+
+def test_two_ranks_stopped_by_a_signal_end_in_the_bits_of_an_unbroken_run(tmp_path):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert torchrun(whole, "--engine.ranks", "2").wait(200) == 0, toy.log_of(whole)
+    process = torchrun(run)
+    toy.wait_until(
+        lambda: "relabel" in (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else 0
+    )
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both
+    began = time.monotonic()
+    assert process.wait(60) != 0
+    assert time.monotonic() - began < 30
+    assert "the same command continues" in toy.log_of(run)
+    assert torchrun(run).wait(200) == 0, toy.log_of(run)
+    assert "continuing from" in toy.log_of(run)
+    assert toy.differing(toy.last_tensors(run), toy.last_tensors(whole)) == []
+    assert toy.outcome(run)[1:] == toy.outcome(whole)[1:]
+
+
+def test_fewer_ranks_than_asked_for_is_an_error(tmp_path):
+    run = tmp_path / "run"
+    assert toy.train(run, "--engine.ranks", "2") == 2
+    assert "1 process started, but --engine.ranks asks for 2" in toy.log_of(run)
