@@ -29,6 +29,7 @@ SMALLEST_PARAMETER = 1e-3
 LARGEST_CONCENTRATION = 1e4  # alpha + beta; keeps the variance from reaching 0
 INFINITE = 1e300  # larger losses count as infinite, so that no difference of two losses overflows
 LOOKUP_BINS = 100
+ENDS = (1e-12, 1 - 1e-12)  # where the published table begins and ends; no u is scored beyond
 
 
 class Fit(NamedTuple):
@@ -87,6 +88,7 @@ def _fit_by_moments(u: Array, iterations: int) -> tuple[Array, Array, Array]:
 
 def match_moments(mean: float, variance: float) -> tuple[float, float]:
     """The beta distribution with this mean and variance, as (alpha, beta), kept away from 0 and infinity."""
+    mean = min(max(mean, ENDS[0]), ENDS[1])
     concentration = mean * (1 - mean) / variance - 1 if variance > 0 else LARGEST_CONCENTRATION
     alpha = mean * min(concentration, LARGEST_CONCENTRATION)
     beta = alpha * (1 - mean) / mean
@@ -94,15 +96,20 @@ def match_moments(mean: float, variance: float) -> tuple[float, float]:
 
 
 def posterior_reference(losses: Array, low: float, high: float, odds: "LogOdds") -> Array:
-    """Probability of the noisy component of (N,) losses; never falls where the loss rises."""
-    u = np.clip(_normalise_for_score(losses, low, high), odds.smallest, odds.largest)
+    """Probability of the noisy component of (N,) losses; never falls where the loss rises.
+
+    Unlike the fit it leaves losses at or below `low` in their order: moved to 1e-3 they would overtake others.
+    """
+    with np.errstate(over="ignore"):  # an infinite quotient is a loss at the end
+        u = np.clip((losses - (low + LOW_OFFSET)) / _scale(low, high), odds.smallest, odds.largest)
     return np.asarray(expit(odds.constant + odds.log_u * np.log(u) + odds.log_rest * np.log1p(-u)))
 
 
-def _normalise_for_score(losses: Array, low: float, high: float) -> Array:
-    """Bring losses to [1e-3, 1 - 1e-3]: what the fit does, in the order of the losses throughout."""
-    with np.errstate(over="ignore"):  # an infinite quotient is a loss at the edge
-        return np.clip((losses - (low + LOW_OFFSET)) / _scale(low, high), EDGE, 1 - EDGE)
+def posterior_lookup(losses: Array, low: float, high: float, table: Array) -> Array:
+    """The published posterior: the table's entry at floor(100 u), (N,)."""
+    with np.errstate(over="ignore"):
+        u = np.clip((losses - (low + LOW_OFFSET)) / _scale(low, high), EDGE, 1 - EDGE)
+    return np.asarray(table[(LOOKUP_BINS * u).astype(np.int64)])
 
 
 def _scale(low: float, high: float) -> float:
@@ -139,7 +146,7 @@ def monotone_log_odds(alpha: npt.ArrayLike, beta: npt.ArrayLike, weight: npt.Arr
     )
     constant = _log(weight1) - _log(weight0) - float(betaln(alpha1, beta1) - betaln(alpha0, beta0))
     difference_alpha, difference_beta = float(alpha1 - alpha0), float(beta1 - beta0)
-    smallest, largest = EDGE, 1 - EDGE
+    smallest, largest = ENDS
     if difference_alpha <= 0 <= difference_beta:
         smallest = largest = 0.5
     elif difference_alpha > 0 and difference_beta > 0:
@@ -158,7 +165,7 @@ def lookup_table(alpha: npt.ArrayLike, beta: npt.ArrayLike, weight: npt.ArrayLik
     from scipy.stats import beta as beta_distribution
 
     alpha, beta, weight = (np.asarray(a, float) for a in (alpha, beta, weight))
-    u = np.linspace(1e-12, 1 - 1e-12, LOOKUP_BINS)
+    u = np.linspace(*ENDS, LOOKUP_BINS)
     clean, noisy = (weight[k] * beta_distribution.pdf(u, alpha[k], beta[k]) for k in (0, 1))
     table = noisy / (clean + noisy + 1e-12)
     table[np.argmax(table) :] = table.max()
@@ -192,8 +199,8 @@ class BetaMixture:
         values = _vector(losses)
         _refuse_nan(values, backend)
         if compat == "lookup":
-            u = _normalise_for_score(values, self.low, self.high)
-            return lookup_table(self.alpha, self.beta, self.weight)[(LOOKUP_BINS * u).astype(np.int64)]
+            table = lookup_table(self.alpha, self.beta, self.weight)
+            return posterior_lookup(values, self.low, self.high, table)
         if compat != "exact":
             raise ValueError(f"compat is {compat!r}; wanted 'exact' or 'lookup'")
         odds = monotone_log_odds(self.alpha, self.beta, self.weight)

@@ -8,6 +8,8 @@ reason those loops are functions of their own, without division checks (`error_m
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -18,6 +20,7 @@ from numba.extending import intrinsic
 from fastdrpl.kernels.beta_mixture import (
     DENSITY_FLOOR,
     EDGE,
+    ENDS,
     LARGEST_CONCENTRATION,
     LOW_OFFSET,
     OUTER_PERCENTILES,
@@ -339,7 +342,7 @@ def _normalise(values, low, high):  # type: ignore[no-untyped-def]
 
 @jit(fastmath=REORDER, error_model="numpy")
 def _expect(u, log_u, log_rest, constants, centres):  # type: ignore[no-untyped-def]
-    """Six sums over a chunk: share, share (u - c), share (u - c)^2 for either component."""
+    """Six sums over a chunk: share, share u, share (u - centre)^2 for either component."""
     constant0, power0, rest0, constant1, power1, rest1 = constants
     centre0, centre1 = centres
     share0 = share1 = first0 = first1 = second0 = second1 = 0.0
@@ -354,8 +357,8 @@ def _expect(u, log_u, log_rest, constants, centres):  # type: ignore[no-untyped-
         t0, t1 = u[i] - centre0, u[i] - centre1
         share0 += r0
         share1 += r1
-        first0 += r0 * t0
-        first1 += r1 * t1
+        first0 += r0 * u[i]
+        first1 += r1 * u[i]
         second0 += r0 * t0 * t0
         second1 += r1 * t1 * t1
     return share0, first0, second0, share1, first1, second1
@@ -369,6 +372,7 @@ def _log_density_constants(alpha, beta, weight):  # type: ignore[no-untyped-def]
 
 @jit()
 def _match_moments(mean, variance):  # type: ignore[no-untyped-def]
+    mean = min(max(mean, ENDS[0]), ENDS[1])
     concentration = mean * (1 - mean) / variance - 1 if variance > 0 else LARGEST_CONCENTRATION
     alpha = mean * min(concentration, LARGEST_CONCENTRATION)
     beta = alpha * (1 - mean) / mean
@@ -379,7 +383,7 @@ def _match_moments(mean, variance):  # type: ignore[no-untyped-def]
 def _fit_by_moments(u, log_u, log_rest, counts, iterations):  # type: ignore[no-untyped-def]
     """EM; gives (3, 2): alpha, beta, weight."""
     parameters = np.array([[START[0][0], START[1][0]], [START[0][1], START[1][1]], [0.5, 0.5]])
-    centres = (0.5, 0.5)  # moments are taken about the last mean, which keeps small variances exact
+    centres = (0.5, 0.5)  # squares are taken about the last mean, which keeps small variances exact
     partial = np.empty((counts.size, 6))
     for _ in range(iterations):
         constants = _log_density_constants(
@@ -391,10 +395,12 @@ def _fit_by_moments(u, log_u, log_rest, counts, iterations):  # type: ignore[no-
             for k in range(6):
                 partial[c, k] = sums[k]
         share0, first0, second0, share1, first1, second1 = partial.sum(axis=0)
-        step0, step1 = first0 / share0, first1 / share1
-        centres = (centres[0] + step0, centres[1] + step1)
-        parameters[0, 0], parameters[1, 0] = _match_moments(centres[0], second0 / share0 - step0 * step0)
-        parameters[0, 1], parameters[1, 1] = _match_moments(centres[1], second1 / share1 - step1 * step1)
+        mean0, mean1 = first0 / share0, first1 / share1
+        variance0 = second0 / share0 - (mean0 - centres[0]) ** 2
+        variance1 = second1 / share1 - (mean1 - centres[1]) ** 2
+        centres = (mean0, mean1)
+        parameters[0, 0], parameters[1, 0] = _match_moments(mean0, variance0)
+        parameters[0, 1], parameters[1, 1] = _match_moments(mean1, variance1)
         parameters[2, 0] = share0 / (share0 + share1)
         parameters[2, 1] = share1 / (share0 + share1)
     return parameters
@@ -425,15 +431,27 @@ def _posterior(values, start, scale, odds):  # type: ignore[no-untyped-def]
 # --- called from Python ---
 
 
+@contextmanager
+def _parallel(count: int) -> Iterator[None]:
+    """Hold the lock, and wake no more threads than there are chunks: waking one takes longer than a small chunk."""
+    with PARALLEL_LOCK:
+        threads = numba.get_num_threads()
+        numba.set_num_threads(max(1, min(threads, (count + CHUNK - 1) // CHUNK)))
+        try:
+            yield
+        finally:
+            numba.set_num_threads(threads)
+
+
 def all_within(values: Array, limit: float) -> bool:
     """Whether no loss of (N,) is nan or larger than `limit` in size."""
-    with PARALLEL_LOCK:
+    with _parallel(values.size):
         return bool(_all_within(values, limit))
 
 
 def fit(losses: Array, iterations: int) -> Fit:
     """Twin of `fit_reference`: (N,) finite contiguous float64, N >= 1."""
-    with PARALLEL_LOCK:
+    with _parallel(losses.size):
         low, high, smallest, largest = _outer_percentiles(losses)
         u, log_u, log_rest, counts, least, most = _normalise(losses, low, high)
         middle = high - low > LOW_OFFSET and least < most
@@ -450,5 +468,5 @@ def posterior(losses: Array, low: float, high: float, odds: LogOdds) -> Array:
     """Twin of `posterior_reference`: (N,) contiguous float64 without nan."""
     start = low + LOW_OFFSET
     scale = max(high - start + RANGE_OFFSET, RANGE_OFFSET)
-    with PARALLEL_LOCK:
+    with _parallel(losses.size):
         return np.asarray(_posterior(losses, start, scale, tuple(odds)))
