@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports torch: several test processes share the cores, and threads that spin while they wait for
+# each other would make everything ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
