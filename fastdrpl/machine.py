@@ -123,6 +123,7 @@ def build_machine(engine: EngineConfig, *, threads: int = 0) -> Machine:
     resolved = engine.threads or threads or max(1, (os.cpu_count() or 1) // local)
     # numba may share OpenMP with torch: when it starts its threads, it sets the number for both. So it starts first.
     numba.set_num_threads(min(resolved, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(resolved, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(resolved)  # launchers set it to 1, and a result's last bits depend on it
     torch.backends.cudnn.benchmark = not cpu
     return Machine(accelerator, accelerator.device, precision, world, accelerator.process_index, resolved)
