@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -78,12 +80,10 @@ class Bench:
 
         self.wait()
         start = time.perf_counter()
-        try:
+        with contextlib.suppress(Enough):
             train_epoch(
                 self.learner, stage, self.store, self.eyes, order, order.pass_, start_step=0, after_step=after
             )
-        except Enough:
-            pass
         self.wait()
         seconds = time.perf_counter() - start
         self.learner.meter.refuse_bad(self.machine)

@@ -29,7 +29,9 @@ def real_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `cifar-10-batches-py` and `cifar-100-python`, the official python versions."""
     folder = _find_real_data()
     if folder is None:
-        pytest.skip("real images: set FASTDRPL_REAL_DATA to a folder with cifar-10-batches-py and cifar-100-python")
+        pytest.skip(
+            "real images: set FASTDRPL_REAL_DATA to a folder with cifar-10-batches-py and cifar-100-python"
+        )
     if (folder / "cifar-10-batches-py").is_dir():
         return folder
     out = tmp_path_factory.getbasetemp().parent / "real_cifar"  # one for all xdist workers
@@ -38,6 +40,8 @@ def real_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with filelock.FileLock(str(lock)):
         if not done.exists():
-            subprocess.run([sys.executable, str(folder / "unpack.py"), str(out), "cifar10", "cifar100"], check=True)
+            subprocess.run(
+                [sys.executable, str(folder / "unpack.py"), str(out), "cifar10", "cifar100"], check=True
+            )
             done.touch()
     return out
