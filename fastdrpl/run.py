@@ -23,7 +23,7 @@ from fastdrpl.config import Config
 from fastdrpl.console import say, warn
 from fastdrpl.detecting import as_column, keep_evidence, split_labels
 from fastdrpl.engine import Eyes, Learner, accuracy, losses_to, probabilities, train_epoch
-from fastdrpl.errors import DataError, PreemptedError, UserError
+from fastdrpl.errors import CollapseError, DataError, PreemptedError, UserError
 from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, run_folder
 from fastdrpl.journal import Journal
@@ -407,7 +407,14 @@ class Run:
         fit = losses(Purpose.track_fit)
         score = losses(Purpose.track_score) if self.config.drpl.track_passes == 2 and augmented else fit
         labels, compat = self.train.labels, self.config.drpl.posterior
-        detection, figures = split_labels(fit, score, labels, gamma, compat=compat)
+        try:
+            detection, figures = split_labels(fit, score, labels, gamma, compat=compat)
+        except CollapseError:
+            if keep:  # before the last epoch nothing depends on it
+                raise
+            if self.machine.main:
+                warn(f"{stage.name}, epoch {epoch}: almost nothing counts as clean at gamma {gamma:g} so far")
+            return {}
         if keep:
             self.store.put("labelled", as_column(detection.labelled, self.machine.device))
             self.store.put("posterior", as_column(detection.p_noisy, self.machine.device))
