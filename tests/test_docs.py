@@ -1,0 +1,362 @@
+"""Every command shown in README.md and docs/ runs, and every name in them exists.
+
+Commands of a page run in order in one folder, in this process where possible. Those that train are given further
+flags, which make them short and change nothing else; those that set up a machine are only looked at.
+"""
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from fastdrpl import errors
+from fastdrpl.cli import VERBS, main
+from fastdrpl.config import Config, flatten
+from fastdrpl.config_file import read_table
+from fastdrpl.errors import UserError
+from fastdrpl.loaders.prepare_config import PrepareConfig
+from fastdrpl.predict import PredictConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SCRIPT = "fastdrpl/train.py"
+
+# gamma 0.9: after one epoch on few images hardly any label looks right, and too few of them end a run (code 5).
+SHORT = {
+    "--epochs_scale": "0.005",
+    "--limit": "100",
+    "--limit_test": "50",
+    "--model.width": "4",
+    "--drpl.gamma1": "0.9",
+    "--drpl.gamma2": "0.9",
+    "--engine.threads": "1",
+}
+SHORTER = {  # than SHORT, for some recipes
+    "cifar100": {"--limit": "400"},
+    "folder": {"--augment.size": "64", "--batch_size": "12", "--model.width": "64", "--limit_test": "0"},
+}
+LAUNCHER_FLAGS = {"cpu", "mixed_precision", "multi_gpu", "num_processes", "nproc_per_node", "standalone"}
+OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: (language, text)."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """What a reader types, of a console block: lines after `$ `, continued where a line ends in a backslash."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines if line.startswith("$ ") for part in line[2:].split("&&")]
+
+
+def all_commands(page: Path) -> list[str]:
+    return [command for language, text in blocks(page) if language == "console" for command in commands(text)]
+
+
+# --- commands that set up a machine: looked at, not run ---
+
+
+def look_at_quickstart(words: list[str]) -> None:
+    assert os.access(ROOT / "quickstart", os.X_OK)
+    assert words[1] in re.findall(r"^ +(\w+)\) verb=", (ROOT / "quickstart").read_text(), re.MULTILINE)
+
+
+def look_at_pip(words: list[str]) -> None:
+    assert words[words.index("pip") + 1] == "install"
+    for word in words[words.index("install") + 1 :]:
+        if word.startswith("."):
+            extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", word)
+            assert extras, word
+            assert set((extras[1] or "").split(",")) <= {"", *PROJECT["optional-dependencies"]}, word
+        else:
+            assert re.fullmatch(r"-e|[\w.=<>-]+", word), word
+
+
+def look_at_git(words: list[str]) -> None:
+    assert words[1] == "clone" and len(words) >= 3
+
+
+def look_at_cd(words: list[str]) -> None:
+    assert words[1:] == [PROJECT["name"]]
+
+
+def look_at_apt(words: list[str]) -> None:
+    assert words[words.index("apt-get") + 1] in ("install", "update")
+
+
+def look_at_bench(words: list[str]) -> None:
+    assert (ROOT / words[1]).is_file() and words[1].startswith("bench/"), words
+
+
+SET_UP = {
+    "./quickstart": look_at_quickstart,
+    "pip": look_at_pip,
+    "git": look_at_git,
+    "cd": look_at_cd,
+    "apt-get": look_at_apt,
+    "sudo": look_at_apt,
+    "python": look_at_bench,
+}
+
+
+# --- commands that run ---
+
+
+def recipe_of(words: list[str]) -> str:
+    """The recipe of the words after `train`, which may be named by a configuration file."""
+    if not words[0].startswith("-"):
+        return words[0]
+    return read_table(Path(words[words.index("--config") + 1]))["recipe"]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """The words after `train`, with flags that make it short; a later flag wins over an earlier one."""
+    flags = SHORT | SHORTER.get(recipe_of(words), {})
+    return [*words, *(word for flag in flags.items() for word in flag)]
+
+
+def run_verb(words: list[str]) -> None:
+    if words[0] == "train":
+        words = ["train", *shortened(words[1:])]
+    try:
+        code = main(words)
+    except SystemExit as end:  # tyro's
+        code = end.code
+    assert code in (0, None), f"fastdrpl {shlex.join(words)} ended with {code}"
+    if words[0] == "train" and "--run" in words:
+        assert (Path(words[words.index("--run") + 1]) / "result.json").exists()
+
+
+def run_process(words: list[str], environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+
+
+def run_accelerate(words: list[str], environment: dict[str, str], page: str) -> None:
+    """As a process for the README; elsewhere, where GPUs are asked for too, options are read and one rank runs."""
+    assert words[1] == "launch", words
+    options, rest = words[2 : words.index(SCRIPT)], words[words.index(SCRIPT) + 1 :]
+    if page == "README.md":
+        assert not options, "the README's command is for any machine"
+        module = ["accelerate.commands.accelerate_cli", "launch", str(ROOT / SCRIPT)]
+        run_process([*module, *shortened(rest)], environment)
+        return
+    from accelerate.commands.launch import launch_command_parser
+
+    asked = launch_command_parser().parse_args([*options, SCRIPT])
+    if "--engine.ranks" in rest:
+        position = rest.index("--engine.ranks")
+        assert int(rest[position + 1]) == asked.num_processes
+        rest = rest[:position] + rest[position + 2 :]
+    run_verb(["train", *rest])
+
+
+def run_torchrun(words: list[str], environment: dict[str, str]) -> None:
+    options, rest = words[1 : words.index(SCRIPT)], words[words.index(SCRIPT) + 1 :]
+    run_process(["torch.distributed.run", *options, str(ROOT / SCRIPT), *shortened(rest)], environment)
+
+
+def treat(command: str, page: str) -> None:
+    """Run a command or look at it; fails for one that no rule covers."""
+    words = shlex.split(command, comments=True)
+    environment = {}
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        name, _, environment[name] = words.pop(0).partition("=")
+    if words[0] in SET_UP:
+        SET_UP[words[0]](words)
+    elif words[0] == "fastdrpl" and not environment:
+        run_verb(words[1:])
+    elif words[0] == "accelerate":
+        run_accelerate(words, environment, page)
+    elif words[0] == "torchrun":
+        run_torchrun(words, environment)
+    else:
+        pytest.fail(f"{page} shows a command that this test does not know how to treat: {command}")
+
+
+# --- what the commands find on the disk ---
+
+
+def make_photos(folder: Path) -> None:
+    """36 small pictures of three kinds, some grey, of different sizes."""
+    draw = np.random.default_rng(0)
+    for k, name in enumerate(("bird", "cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 80, (40 + number, 60, 3), dtype=np.uint8)
+            pixels[..., k] += 100
+            image = Image.fromarray(pixels)
+            (image.convert("L") if number == 3 else image).save(folder / name / f"{number}.jpg")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory):
+    """Makes prepared data, once: (kind, source) -> folder."""
+    base = tmp_path_factory.mktemp("prepared")
+
+    def make(kind: str, source: Path | None) -> Path:
+        out = base / kind
+        if not out.exists():
+            given = [] if source is None else ["--source", str(source)]
+            assert main(["prepare", kind, *given, "--out", str(out)]) == 0
+        return out
+
+    return make
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty folder to stand in; torch's number of threads is given back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def furnish(place: Path, page: Path, request: pytest.FixtureRequest, prepared) -> None:
+    """What a page takes for granted: downloads, photos, a matrix, its own TOML files, data that it does not prepare."""
+    text = "\n".join(all_commands(page))
+    if "downloads" in text or "data/cifar" in text:
+        (place / "downloads").symlink_to(request.getfixturevalue("real_cifar"))
+    make_photos(place / "photos")
+    np.savetxt(place / "matrix.csv", 0.9 * np.eye(10) + 0.01, delimiter=",")
+    for language, block in blocks(page):
+        if language == "toml":
+            (place / re.match(r"# (\S+\.toml)\n", block)[1]).write_text(block)
+    for kind in sorted(set(re.findall(r"--data data/(digits|cifar100?)\b", text))):
+        if not re.search(rf"prepare {kind} .*--out data/{kind}\b", text):
+            (place / "data").mkdir(exist_ok=True)
+            (place / "data" / kind).symlink_to(
+                prepared(kind, None if kind == "digits" else place / "downloads")
+            )
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run(name, place, request, prepared):
+    page = PAGES[name]
+    furnish(place, page, request, prepared)
+    for language, text in blocks(page):
+        if language == "console":
+            assert commands(text), f"{name}: a console block without a line that starts with `$ `"
+            for command in commands(text):
+                treat(command, name)
+        elif language == "python":
+            exec(compile(text, name, "exec"), {"__name__": "__main__"})
+    if name == "runs.md":
+        check_description(page.read_text(), place / "runs" / "digits")
+
+
+def check_description(text: str, run: Path) -> None:
+    """All that lies in a run folder is named on the page: files, columns of the table, keys of the result."""
+    named = set(re.findall(r"`([^`]+)`", text))
+    files = {path.name + "/" * path.is_dir() for path in run.iterdir()}
+    assert files <= named, files - named
+    table = pyarrow.parquet.read_table(run / "labels.parquet")
+    assert len(table) == int(SHORT["--limit"])
+    assert set(table.column_names) <= named, set(table.column_names) - named
+    result = json.loads((run / "result.json").read_text())
+    keys = {*result, *result["stages"][0], *result["stages"][0]["detection"]}
+    assert keys <= named, keys - named
+
+
+def test_a_command_that_no_rule_covers_fails():
+    with pytest.raises(pytest.fail.Exception):
+        treat("rm -rf runs", "README.md")
+    with pytest.raises(AssertionError):
+        treat("./quickstart everything", "README.md")
+    with pytest.raises(AssertionError):
+        treat("fastdrpl train digits --widht 4", "README.md")
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_flag_named_exists(name):
+    training = set(flatten(Config()))
+    others = {field for settings in (PrepareConfig, PredictConfig) for field in settings.__dataclass_fields__}
+    sections = {field.rpartition(".")[0] for field in training}
+    named = re.findall(r"(?<![\w-])--([A-Za-z][\w.-]*)(\*?)", PAGES[name].read_text())
+    for flag, star in named:
+        flag = flag.replace("-", "_").rstrip(".").replace(".no_", ".")
+        known = sections if star else training | others | LAUNCHER_FLAGS | OTHER_FLAGS
+        assert flag in known, f"--{flag}"
+
+
+def test_the_flags_of_launchers_are_theirs():
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    options = {*launch_command_parser()._option_string_actions, *get_args_parser()._option_string_actions}
+    assert {f"--{flag}" for flag in LAUNCHER_FLAGS} <= options
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_field_named_exists(name):
+    """`drpl.warmup` and the like."""
+    fields = flatten(Config())
+    sections = "|".join({field.partition(".")[0] for field in fields if "." in field})
+    for field in re.findall(rf"`((?:{sections})\.[\w.]+)`", PAGES[name].read_text()):
+        if not field.endswith((".json", ".npz", ".csv", ".safetensors")):  # noise.npz is a file
+            assert field in fields, field
+
+
+def defined_in(path: Path) -> set[str]:
+    """Functions and classes of a module, and the methods of the latter as Class.method."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, kinds)]
+    inner = {f"{node.name}.{part.name}" for node in top for part in node.body if isinstance(part, kinds)}
+    return {node.name for node in top} | inner
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_place_in_the_code_exists(name):
+    """`fastdrpl/losses.py:prior` and the like."""
+    for path, definition in re.findall(r"`([\w/]+\.py)(?::([\w.]+))?`", PAGES[name].read_text()):
+        assert (ROOT / path).is_file(), path
+        assert not definition or definition in defined_in(ROOT / path), f"{path}:{definition}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name):
+    for target in re.findall(r"\]\(([^)#\s]+)", PAGES[name].read_text()):
+        if not target.startswith("https://"):
+            assert (PAGES[name].parent / target).exists(), target
+
+
+def test_the_defaults_in_the_table_of_differences_are_the_defaults():
+    fields, checked = flatten(Config()), 0
+    for line in PAGES["method.md"].read_text().splitlines():
+        cells = [cell.strip().replace("**", "") for cell in line.strip("|").split(" | ")]
+        if len(cells) == 5 and cells[3].strip("`") in fields and (first := re.match(r"`(\S+)`", cells[4])):
+            assert str(fields[cells[3].strip("`")]) == first[1], line
+            checked += 1
+    assert checked >= 15
+
+
+def test_the_exit_codes_are_those_of_the_errors():
+    codes = re.findall(r"^\| (\d+) \|", PAGES["runs.md"].read_text(), re.MULTILINE)
+    classes = [getattr(errors, name) for name in errors.__all__]
+    assert all(issubclass(error, UserError) for error in classes)
+    assert sorted(map(int, codes)) == sorted({0, *(error.exit_code for error in classes)})
+
+
+def test_every_verb_is_shown_somewhere():
+    text = "\n".join(page.read_text() for page in PAGES.values())
+    for verb in VERBS:
+        assert f"fastdrpl {verb}" in text, verb
