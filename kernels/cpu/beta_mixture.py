@@ -83,12 +83,10 @@ def _nearest(typing_context: Any, number: Any) -> Any:
 
 @jit(inline="always")
 def _exp(x):  # type: ignore[no-untyped-def]
-    """exp(x) for |x| <= 700, to 1e-13: 2^k times the Taylor series on [-ln2/2, ln2/2]."""
+    """exp(x) for |x| <= 700, to 1e-13: 2^k times 11 terms of the series on [-ln2/2, ln2/2]."""
     k = _nearest(x * LOG2_E)
     r = x - k * LN2
-    p = 1 / 6227020800.0
-    p = p * r + 1 / 479001600.0
-    p = p * r + 1 / 39916800.0
+    p = 1 / 39916800.0
     p = p * r + 1 / 3628800.0
     p = p * r + 1 / 362880.0
     p = p * r + 1 / 40320.0
