@@ -15,13 +15,14 @@ from torch import nn
 
 from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
-from fastdrpl.files import read_json
+from fastdrpl.files import explain_write_error, read_json
 from fastdrpl.folder import RunFolder
 from fastdrpl.kernels.augment import centre
 from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
 from fastdrpl.models import build_model
 
 _BATCH = 64
+_FIELDS = {"model", "width", "class_names", "stored_size", "input_size", "mean", "std"}  # of model.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,11 @@ def predict(config: PredictConfig) -> int:
     files = find_images(config.path)
     if config.out is None:
         return _write(sys.stdout, network, description, files)
-    with open(config.out, "w", newline="", encoding="utf-8") as target:
-        unreadable = _write(target, network, description, files)
+    try:
+        with open(config.out, "w", newline="", encoding="utf-8") as target:
+            unreadable = _write(target, network, description, files)
+    except OSError as error:  # of the output: an image that cannot be read is `Unreadable`
+        raise explain_write_error(error, config.out.absolute()) from error
     say(f"{len(files) - unreadable} images labelled, {unreadable} unreadable: {config.out}")
     return unreadable
 
@@ -59,6 +63,13 @@ def load_network(run: Path) -> tuple[nn.Module, dict[str, Any]]:
             "the run is not finished: there is no network yet", where=str(run), fix="fastdrpl status RUN"
         )
     description = read_json(folder.export / "model.json")
+    missing = _FIELDS - description.keys() if isinstance(description, dict) else _FIELDS
+    if missing:
+        raise DataError(
+            f"the description of the network has no {', '.join(sorted(missing))}",
+            where=str(folder.export / "model.json"),
+            fix="run the training again",
+        )
     network = build_model(description["model"], len(description["class_names"]), description["width"], seed=0)
     weights = folder.export / "model.safetensors"
     try:
