@@ -139,7 +139,13 @@ def _predict(words: list[str]) -> int:
 
     from fastdrpl.predict import PredictConfig, predict
 
-    predict(_parse(tyro.cli, PredictConfig, "fastdrpl predict", words))
+    config = _parse(tyro.cli, PredictConfig, "fastdrpl predict", words)
+    try:
+        predict(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads standard output has seen enough (`| head`): what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 
