@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,16 @@ def test_one_photo_is_labelled_to_standard_output(trained, photos, capsys):
     head, line = capsys.readouterr().out.strip().splitlines()
     assert head == "file,class,probability"
     assert line.split(",")[1] == "grass"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(trained, photos, capsys, monkeypatch):
+    """`fastdrpl predict RUN PATH | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert main(["predict", str(trained), str(photos[0] / "sky")]) == 141
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_prediction_is_that_of_the_network_in_the_run(trained, prepared, photos, capsys):
