@@ -57,10 +57,10 @@ class Schedule:
     """Epochs (the first is 1) in which the learning rate has dropped already."""
 
     def scaled(self, factor: float) -> "Schedule":
-        """The same shape over `factor` times as many epochs."""
+        """The same shape over `factor` times as many epochs; the first always runs at the full rate."""
         return Schedule(
             epochs=scale_epoch(self.epochs, factor),
-            milestones=tuple(scale_epoch(milestone, factor) for milestone in self.milestones),
+            milestones=tuple(max(2, scale_epoch(milestone, factor)) for milestone in self.milestones),
         )
 
 

@@ -85,6 +85,8 @@ def find_images(path: Path) -> list[Path]:
     """An image, or all images below a folder, sorted. Raises `UserError` if there are none."""
     if path.is_file():
         return [path]
+    if not path.exists():
+        raise UserError("there is no such file or folder", where=str(path))
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
     if not files:
         raise UserError(

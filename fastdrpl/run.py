@@ -52,6 +52,9 @@ def run(config: Config) -> dict[str, Any]:
     signal, with the state saved.
     """
     folder = run_folder(config)
+    if folder.result.exists():
+        claim(folder, config)
+        return read_json(folder.result)
     before = read_json(folder.manifest) if folder.manifest.exists() else {}
     machine = build_machine(config.engine, threads=before.get("machine", {}).get("threads", 0))
     if not machine.main:
@@ -68,8 +71,6 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _run_here(config: Config, folder: RunFolder, machine: Machine) -> dict[str, Any]:
-    if folder.result.exists():
-        return read_json(folder.result)
     if machine.main:
         say(f"run folder {folder.path}")
     with machine.main_first():

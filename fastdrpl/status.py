@@ -61,7 +61,7 @@ def print_status(path: Path) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     result = state.pop("result")
     if result is not None:
-        for name in ("stage", "epoch", "epochs", "images_per_second", "stage_seconds_left", "loss"):
+        for name in ("stage", "epoch", "epochs", "images_per_second", "stage_seconds_left", "loss", "test_accuracy"):
             state.pop(name)
         state["labels that look wrong"] = f"{result['suspects']:,} of {result['samples']:,}"
         state["accuracy"] = (
