@@ -28,7 +28,8 @@ def stopped(tmp_path_factory):
     """A run that was asked about while it ran, and then stopped by a signal: -> folder, answers while running."""
     run = tmp_path_factory.mktemp("status") / "stopped"
     process = toy.start(run, *LONG)
-    toy.wait_until((run / "progress.json").exists)
+    toy.wait_until(lambda: (run / "progress.json").exists() or not process.is_alive())
+    assert process.is_alive(), toy.log_of(run)
     answers = []
     for _ in range(3):
         answers.append((status_of(run), process.pid))
