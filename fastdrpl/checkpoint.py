@@ -78,13 +78,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: (_sequence(path), path.name))
+    return sorted(paths, key=lambda path: (sequence_of(path), path.name))
 
 
 def next_sequence(folder: Path) -> int:
     """One more than the highest sequence there is, damaged checkpoints included; 0 in an empty folder."""
     paths = list_checkpoints(folder)
-    return _sequence(paths[-1]) + 1 if paths else 0
+    return sequence_of(paths[-1]) + 1 if paths else 0
 
 
 def write_checkpoint(
@@ -226,7 +226,8 @@ def remove_leftovers(folder: Path) -> list[str]:
     return names
 
 
-def _sequence(path: Path) -> int:
+def sequence_of(path: Path) -> int:
+    """The number in the name of a checkpoint: a later one has a higher number."""
     return int(path.name.partition("-")[0])
 
 

@@ -89,6 +89,7 @@ def parse_training(words: list[str]) -> "Config":
 
     from fastdrpl import config_file
     from fastdrpl.config import Config
+    from fastdrpl.errors import UserError
     from fastdrpl.recipes import recipe_named
 
     file, words = _take_option(words, "--config")
@@ -96,6 +97,8 @@ def parse_training(words: list[str]) -> "Config":
     if isinstance(table.get("recipe"), str) and (not words or words[0].startswith("-")):
         words = [table["recipe"], *words]  # the config.toml of a run names its recipe
     name, rest = _split_name(words, "train RECIPE")
+    if name and table.get("recipe", name) != name:
+        raise UserError(f"the recipe is {name!r}, but the file is for {table['recipe']!r}", where=file)
     config = recipe_named(name or "digits").config  # without a name only help is printed
     if file is not None:
         config = config_file.overlay(config, {**table, "recipe": name}, where=file)

@@ -259,3 +259,9 @@ def check(config: Config) -> None:
             raise UserError(
                 f"--{name}.milestones is {milestones}", fix="give epochs from 1 up, in rising order"
             )
+    if config.method == "drpl" and config.drpl.given_epochs >= config.drpl.relabel.epochs:
+        raise UserError(
+            f"--drpl.given_epochs is {config.drpl.given_epochs} of {config.drpl.relabel.epochs} epochs: "
+            "nothing would be relabelled",
+            fix="give fewer, or shorten all stages alike with --epochs_scale",
+        )

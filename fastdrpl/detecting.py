@@ -1,5 +1,6 @@
 """The end of a stage that detects: look at the losses, split the samples, keep the evidence."""
 
+import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdrpl.detection import Detection, detect, detection_metrics
-from fastdrpl.files import write_json
+from fastdrpl.files import write_atomic, write_json
 from fastdrpl.labels import Labels
 from fastdrpl.report.histogram import draw_histogram
 
@@ -29,6 +30,13 @@ def split_labels(
     return detection, {**detection_metrics(detection.labelled, score, labels.is_noisy)}
 
 
+def name_warnings(detection: Detection, labels: Labels) -> list[str]:
+    """The warnings of a detection, and the rescued classes by name."""
+    names = [labels.class_names[c] for c in detection.rescued_classes]
+    rescued = [f"no label of {', '.join(names)} looked right: its lowest losses were kept"] if names else []
+    return [*detection.warnings, *rescued]
+
+
 def keep_evidence(
     folder: Path,
     name: str,
@@ -41,8 +49,9 @@ def keep_evidence(
     """Write losses.npy, detection.json and histogram.png of a stage."""
     folder.mkdir(parents=True, exist_ok=True)
     values = losses.float().cpu().numpy()
-    with open(folder / "losses.npy", "wb") as file:
-        np.save(file, values, allow_pickle=False)
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    write_atomic(folder / "losses.npy", file.getvalue())
     fit = detection.fit
     write_json(
         folder / "detection.json",

@@ -119,7 +119,7 @@ def _collapse(
     return CollapseError(
         f"only {labelled} of {losses.size} samples count as clean at gamma {gamma:g}, fewer than the "
         f"{num_classes} classes. The losses to the given labels:\n{draw_text_histogram(losses)}",
-        fix="raise gamma, train this stage longer, or check that the labels belong to these images",
+        fix="check that the labels belong to these images, or try a larger gamma or a longer stage in another --run",
     )
 
 

@@ -58,8 +58,8 @@ class Learner:
     def step(self, loss: Tensor, index: Tensor) -> None:
         """Backward and update; not applied, from the first loss or gradient on that is no finite number."""
         finite = torch.isfinite(loss.detach())
-        # A bad loss poisons its own gradients, so that after their all-reduce every rank sees it.
-        poison = torch.where(finite, 1.0, torch.nan)
+        # A bad loss poisons its own gradients, so that after their all-reduce every rank sees it; and all that follow.
+        poison = torch.where(finite & (self.meter.bad == 0), 1.0, torch.nan)
         self.machine.accelerator.backward(loss * poison)
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         bad = ~torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
@@ -80,9 +80,11 @@ class Learner:
         momenta = [layer.momentum for layer in norms]
         for layer in norms:
             layer.momentum = 0.0
-        yield
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
+        try:
+            yield
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
 
     def frozen_forward(self, inputs: Tensor) -> Tensor:
         """A forward pass in training mode that leaves the running statistics alone."""
@@ -138,31 +140,37 @@ class Meter:
         self.bad = torch.maximum(self.bad, bad.to(self.bad.dtype))
 
     def note_skipped(self, skipped: Tensor) -> None:
-        """Count fp16 steps whose gradients overflowed, in a row."""
-        self.values[3] = torch.where(skipped, self.values[3] + 1, 0.0)
+        """Count fp16 steps whose gradients overflowed, in a row; a row that is too long stays."""
+        too_long = self.values[3] >= SKIPPED_IN_A_ROW
+        self.values[3] = torch.where(skipped | too_long, self.values[3] + skipped, 0.0)
 
     def refuse_bad(self, machine: Machine) -> None:
         """Raise `NonFiniteError` with the sample ids if a step was bad on any rank; the weights are from before it."""
+        if machine.highest(int(self.bad)):
+            raise NonFiniteError(
+                "the loss or a gradient is not a finite number; the update was not applied",
+                where=f"batch with sample ids {self._bad_samples(machine)}",
+                fix="look at these images, or start another --run with a lower --optimiser.lr",
+            )
         skipped = machine.highest(int(self.values[3]))
         if skipped >= SKIPPED_IN_A_ROW:
             raise NonFiniteError(
                 f"{skipped} fp16 steps in a row had gradients that are not finite",
-                fix="a lower --optimiser.lr, or --engine.precision bf16 or fp32; "
-                "the same command continues from the last checkpoint",
-            )
-        if machine.highest(int(self.bad)):
-            own = [] if self._bad_index is None else [i for i in self._bad_index.tolist() if i >= 0]
-            raise NonFiniteError(
-                "the loss or a gradient is not a finite number; the update was not applied",
-                where=f"batch with sample ids {own}" if own else "another rank's batch",
-                fix="look at these images, or use a lower --optimiser.lr; "
-                "the same command continues from the last checkpoint",
+                fix="start another --run with a lower --optimiser.lr, or with --engine.precision bf16 or fp32",
             )
 
+    def _bad_samples(self, machine: Machine) -> list[int]:
+        """Sample ids of the first bad global batch, from all ranks."""
+        own = torch.empty(0, dtype=torch.int64) if self._bad_index is None else self._bad_index.cpu()
+        padded = torch.full((machine.highest(len(own)),), -1, dtype=torch.int64)
+        padded[: len(own)] = own
+        return [i for i in machine.stack(padded.to(machine.device)).flatten().tolist() if i >= 0]
+
     def load(self, rows: Tensor, machine: Machine) -> None:
-        """Take this rank's row; with another number of ranks than before, rank 0 takes the sum."""
+        """Take this rank's row; with another number of ranks than before, rank 0 takes the sums."""
         own = rows[machine.rank] if len(rows) == machine.world else rows.sum(0) * machine.main
         self.values.copy_(own)
+        self.values[3] = rows[:, 3].max()  # ranks skip together: this is no sum
 
     def finish(self, machine: Machine) -> tuple[float, float]:
         """Mean loss and agreement of the epoch over all ranks, then start again at zero."""

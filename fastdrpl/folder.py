@@ -9,7 +9,8 @@ from typing import Any
 from fastdrpl import config_file
 from fastdrpl.config import Config, flatten
 from fastdrpl.errors import UserError
-from fastdrpl.files import write_atomic
+from fastdrpl.files import TEMPORARY_PREFIX, write_atomic
+from fastdrpl.lock import LOCK_FILE
 
 # What may differ when a run goes on: where it lies, how often it is saved, how pixels reach the device.
 _NOT_IDENTITY = (
@@ -94,8 +95,12 @@ def fingerprint_of(config: Config) -> str:
 
 
 def run_folder(config: Config) -> RunFolder:
-    """The folder a configuration names, or runs/<recipe>-<hash8>."""
-    return RunFolder(config.run or Path("runs") / f"{config.recipe}-{fingerprint_of(config)[:8]}")
+    """The folder a configuration names, or runs/<recipe>-<hash8> of what decides the result and the data's path."""
+    if config.run is not None:
+        return RunFolder(config.run)
+    data = "" if config.data is None else str(config.data.resolve())
+    name = hashlib.sha256((fingerprint_of(config) + data).encode()).hexdigest()[:8]
+    return RunFolder(Path("runs") / f"{config.recipe}-{name}")
 
 
 def claim(folder: RunFolder, config: Config) -> None:
@@ -118,4 +123,15 @@ def claim(folder: RunFolder, config: Config) -> None:
                 fix="give another --run, or the same configuration to continue this one",
             )
         return
+    foreign = sorted(
+        p.name
+        for p in folder.path.iterdir()
+        if p.name != LOCK_FILE and not p.name.startswith(TEMPORARY_PREFIX)
+    )
+    if foreign:
+        raise UserError(
+            "the folder is not empty and is no run folder (it has no config.toml)",
+            where=f"{folder.path}: {', '.join(foreign[:5])}",
+            fix="give another --run",
+        )
     write_atomic(folder.config, config_file.dumps(config).encode())

@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numba
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from fastdrpl import __version__
@@ -93,8 +94,10 @@ class Machine:
         }
 
 
-def build_machine(engine: EngineConfig, *, threads: int = 0) -> Machine:
-    """Start Accelerate as the launcher asked; `threads` is what an earlier part of the run used (0 = none).
+def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None) -> Machine:
+    """Start Accelerate as the launcher asked. `before`: what `Machine.describe` said when the run began.
+
+    What is left open (precision, threads) stays as it was before, since the bits of a result depend on it.
 
     Raises `UserError` for a device, precision or number of ranks that cannot be had here.
     """
@@ -103,14 +106,27 @@ def build_machine(engine: EngineConfig, *, threads: int = 0) -> Machine:
             "--engine.device cuda, but torch sees no GPU", fix="`fastdrpl doctor` says what is missing"
         )
     cpu = engine.device == "cpu" or not torch.cuda.is_available()
-    precision = engine.precision
+    before = before or {}
+    precision: str = engine.precision
     if precision == "auto":
-        precision = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "fp32"
+        # Older GPUs emulate bf16, slowly.
+        fast = not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = before.get("precision", "bf16" if fast else "fp32")
     if precision == "fp16" and cpu:
         raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")
     if engine.sync_bn and cpu:
         raise UserError("--engine.sync_bn needs GPUs", fix="leave it out on the CPU")
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    if accelerator.distributed_type not in (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+    ):
+        raise UserError(
+            f"Accelerate is set up for {accelerator.distributed_type.value}",
+            where="`accelerate config`, or the launcher's flags",
+            fix="use plain data parallelism: accelerate launch --multi_gpu",
+        )
     world = accelerator.num_processes
     if engine.ranks and world < engine.ranks:
         raise UserError(
@@ -120,12 +136,14 @@ def build_machine(engine: EngineConfig, *, threads: int = 0) -> Machine:
             f"`ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node {engine.ranks} -- fastdrpl/train.py ...`",
         )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    resolved = engine.threads or threads or max(1, (os.cpu_count() or 1) // local)
+    threads = before.get("threads", 0) if before.get("ranks") == world else 0
+    resolved = engine.threads or threads or max(1, len(os.sched_getaffinity(0)) // local)
     # numba may share OpenMP with torch: when it starts its threads, it sets the number for both. So it starts first.
-    numba.set_num_threads(min(resolved, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(min(resolved, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(resolved)  # launchers set it to 1, and a result's last bits depend on it
     torch.backends.cudnn.benchmark = not cpu
+    # Convolutions of float32 would otherwise run in TF32, with 10 bits of mantissa: fp32 means fp32 here.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return Machine(accelerator, accelerator.device, precision, world, accelerator.process_index, resolved)
 
 

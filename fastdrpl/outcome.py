@@ -12,12 +12,12 @@ from fastdrpl.loaders.order import Purpose
 from fastdrpl.report.table import build_table, write_table
 
 if TYPE_CHECKING:
-    from fastdrpl.run import Run, StageRecord
+    from fastdrpl.training import StageRecord, Training
 
 RESULT_VERSION = 1
 
 
-def finish(run: "Run") -> dict[str, Any]:
+def finish(run: "Training") -> dict[str, Any]:
     """Write export/, labels.parquet and result.json (last: its presence says that the run is finished)."""
     predicted = probabilities(
         run.learner,
@@ -53,6 +53,7 @@ def finish(run: "Run") -> dict[str, Any]:
                 "images_per_second": record.images / record.seconds,
                 "accuracy": _accuracy(record),
                 "detection": record.detection,
+                "warnings": record.warnings,
             }
             for record in run.records
         ],
@@ -80,7 +81,7 @@ def _accuracy(record: "StageRecord") -> dict[str, float | None]:
     return {"best": record.best, "last": record.last}
 
 
-def _export(run: "Run") -> None:
+def _export(run: "Training") -> None:
     """export/model.safetensors, and in model.json what it takes to use it."""
     run.folder.export.mkdir(exist_ok=True)
     weights = {

@@ -56,7 +56,7 @@ def _layout(pixels: Tensor) -> torch.memory_format:
 
 
 def resolve_transform(config: AugmentConfig, dataset: Dataset) -> Transform:
-    """What a configuration means for a data set. Raises `UserError` for a crop larger than the padded image."""
+    """What a configuration means for a data set. Raises `UserError` for a crop larger than the stored image."""
     pad = dataset.pad if config.pad < 0 else config.pad
     train = dataset.split("train")
     smallest = min(train.height, train.width)

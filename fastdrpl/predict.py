@@ -20,6 +20,7 @@ from fastdrpl.folder import RunFolder
 from fastdrpl.kernels.augment import centre
 from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
 from fastdrpl.models import build_model
+from fastdrpl.report.table import printable
 
 _BATCH = 64
 _FIELDS = {"model", "width", "class_names", "stored_size", "input_size", "mean", "std"}  # of model.json
@@ -40,7 +41,8 @@ class PredictConfig:
 def predict(config: PredictConfig) -> int:
     """Write a line per image: file, class, probability. Returns how many images could not be read; each is named.
 
-    Raises `UserError` if the run is not finished or there are no images, `DataError` for a damaged export.
+    Raises `UserError` if the run is not finished or there are no images, `DataError` for a damaged export or if
+    no image can be read.
     """
     network, description = load_network(config.run)
     files = find_images(config.path)
@@ -107,7 +109,7 @@ def _write(target: IO[str], network: nn.Module, description: dict[str, Any], fil
                 images.append(read_picture(str(file), description["stored_size"]))
                 readable.append(file)
             except Unreadable as error:
-                warn(f"{file}: {error}")
+                warn(f"{printable(str(file))}: {error}")
                 unreadable += 1
         if not images:
             continue
@@ -120,5 +122,7 @@ def _write(target: IO[str], network: nn.Module, description: dict[str, Any], fil
         )
         confidence, best = torch.softmax(network(inputs).float(), 1).max(1)
         for file, k, p in zip(readable, best.tolist(), confidence.tolist(), strict=True):
-            writer.writerow([str(file), names[k], f"{p:.4f}"])
+            writer.writerow([printable(str(file)), names[k], f"{p:.4f}"])
+    if unreadable == len(files):
+        raise DataError(f"none of {len(files)} images can be read", fix="the reasons stand above")
     return unreadable

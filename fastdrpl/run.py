@@ -1,46 +1,22 @@
-"""A run: from a configuration to a run folder with a classifier and a list of the wrong labels.
+"""A run: from a configuration to a run folder with a classifier and a list of the wrong labels."""
 
-`run` tells the story; `Run` holds what a checkpoint holds. State is written only between two steps, so that
-a run that goes on takes the very next step.
-"""
-
-import dataclasses
-import time
 from typing import Any
 
-import numpy as np
-import torch
-
-from fastdrpl.checkpoint import (
-    checkpoint_name,
-    newest_checkpoint,
-    next_sequence,
-    prune,
-    remove_leftovers,
-    write_checkpoint,
-)
+from fastdrpl.checkpoint import remove_leftovers
 from fastdrpl.config import Config
 from fastdrpl.console import say, warn
-from fastdrpl.detecting import as_column, keep_evidence, split_labels
-from fastdrpl.engine import Eyes, Learner, accuracy, losses_to, probabilities, train_epoch
-from fastdrpl.errors import CollapseError, DataError, PreemptedError, UserError
+from fastdrpl.errors import CollapseError, DataError, NonFiniteError, UserError
 from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, run_folder
 from fastdrpl.journal import Journal
 from fastdrpl.loaders.dataset import Dataset
-from fastdrpl.loaders.order import Order, Pass, Purpose
 from fastdrpl.lock import RunLock
 from fastdrpl.machine import Machine, build_machine, describe_versions
-from fastdrpl.methods import stages_of
-from fastdrpl.models import build_model
 from fastdrpl.noise import achieved
 from fastdrpl.outcome import finish
-from fastdrpl.pace import CONTINUE, STOP, Pace
-from fastdrpl.pixels import resolve_transform
 from fastdrpl.signals import StopRequest
-from fastdrpl.stages import Stage, learning_rate
-from fastdrpl.store import LabelStore
-from fastdrpl.view import View, open_data, open_loader, test_view, training_view
+from fastdrpl.training import NoJournal, Training
+from fastdrpl.view import View, open_data, test_view, training_view
 
 MANIFEST_VERSION = 1
 
@@ -53,61 +29,89 @@ def run(config: Config) -> dict[str, Any]:
     """
     folder = run_folder(config)
     if folder.result.exists():
-        claim(folder, config)
-        return read_json(folder.result)
+        return _earlier_result(config, folder)
     before = read_json(folder.manifest) if folder.manifest.exists() else {}
-    machine = build_machine(config.engine, threads=before.get("machine", {}).get("threads", 0))
-    if not machine.main:
-        machine.wait()  # until rank 0 holds the folder; if it cannot, the launcher ends us
-        return _run_here(config, folder, machine)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder: {error.strerror}", where=str(folder.path)) from error
-    with RunLock(folder.path):
-        claim(folder, config)
-        machine.wait()
-        return _run_here(config, folder, machine)
+    machine = build_machine(config.engine, before.get("machine"))
+    with StopRequest() as stop:
+        if not machine.main:
+            machine.wait()  # until rank 0 holds the folder; if it cannot, the launcher ends us
+            return _run_here(config, folder, machine, stop)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the run folder: {error.strerror}", where=str(folder.path)
+            ) from error
+        with RunLock(folder.path):
+            claim(folder, config)
+            machine.wait()
+            try:
+                return _run_here(config, folder, machine, stop)
+            except (CollapseError, NonFiniteError) as error:
+                write_json(
+                    folder.progress, {"failed": error.what.splitlines()[0], "exit_code": error.exit_code}
+                )
+                raise
 
 
-def _run_here(config: Config, folder: RunFolder, machine: Machine) -> dict[str, Any]:
+def _earlier_result(config: Config, folder: RunFolder) -> dict[str, Any]:
+    """The result of a finished run; an error if it was of another configuration, other data or other labels."""
+    claim(folder, config)
+    if config.data is None or config.data.exists():  # a result can be shown without its data
+        data = open_data(config, folder)
+        _refuse_others(folder, _identity(config, data, training_view(config, data)))
+    return read_json(folder.result)
+
+
+def _run_here(config: Config, folder: RunFolder, machine: Machine, stop: StopRequest) -> dict[str, Any]:
     if machine.main:
         say(f"run folder {folder.path}")
     with machine.main_first():
         data = open_data(config, folder)
+    if machine.main and data.source.kind != config.recipe:
+        warn(f"the recipe is {config.recipe}, the data are {data.source.kind}")
     train, test = training_view(config, data), test_view(config, data)
-    identity = {
+    identity = _identity(config, data, train)
+    if machine.main:
+        _write_beginnings(folder, machine, data, train, identity)
+    machine.wait()
+    with Journal(folder.metrics) if machine.main else NoJournal() as journal:
+        training = Training(config, folder, machine, data, train, test, identity, stop, journal)
+        try:
+            training.resume()
+            training.stages()
+            return finish(training)
+        finally:
+            training.close()
+
+
+def _identity(config: Config, data: Dataset, train: View) -> dict[str, str]:
+    """What decides the result, as hashes."""
+    return {
         "config": fingerprint_of(config),
         "data": data.fingerprint,
         "labels": train.labels.fingerprint,
     }
-    if machine.main:
-        _write_beginnings(config, folder, machine, data, train, identity)
-    machine.wait()
-    with StopRequest() as stop, Journal(folder.metrics) if machine.main else _NoJournal() as journal:
-        this = Run(config, folder, machine, data, train, test, identity, stop, journal)
-        try:
-            this.resume()
-            this.stages()
-            result = finish(this)
-        finally:
-            this.close()
-    return result
+
+
+def _refuse_others(folder: RunFolder, identity: dict[str, str]) -> None:
+    """Raise `DataError` where the data or labels are not those that the run began with."""
+    before = read_json(folder.manifest)["identity"]
+    for name, value in identity.items():
+        if before.get(name) != value:
+            raise DataError(
+                f"the {name} of this run folder changed since the run began",
+                where=str(folder.path),
+                fix="give another --run, or bring the data back to what they were",
+            )
 
 
 def _write_beginnings(
-    config: Config, folder: RunFolder, machine: Machine, data: Dataset, train: View, identity: dict[str, str]
+    folder: RunFolder, machine: Machine, data: Dataset, train: View, identity: dict[str, str]
 ) -> None:
     """manifest.json and the labels, or the check that they are those of the run's first part."""
     if folder.manifest.exists():
-        before = read_json(folder.manifest)
-        for name, value in identity.items():
-            if before["identity"].get(name) != value:
-                raise DataError(
-                    f"the {name} of this run folder changed since the run began",
-                    where=str(folder.path),
-                    fix="give another --run, or bring the data back to what they were",
-                )
+        _refuse_others(folder, identity)
     else:
         train.labels.save(folder.noise)
         write_json(folder.noise_rates, achieved(train.labels))
@@ -125,316 +129,3 @@ def _write_beginnings(
         )
     for place in (folder.path, folder.checkpoints):
         remove_leftovers(place)
-
-
-class _NoJournal:
-    """What ranks other than the first write to."""
-
-    def append(self, record: dict[str, Any]) -> None: ...
-    def truncate(self, length: int) -> None: ...
-    def sync(self) -> int:
-        return 0
-
-    def __enter__(self) -> "_NoJournal":
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-@dataclasses.dataclass
-class Position:
-    """The next thing to do: step `step` (from 0) of epoch `epoch` (from 1) of stage `stage` (from 0)."""
-
-    stage: int = 0
-    epoch: int = 1
-    step: int = 0
-
-
-@dataclasses.dataclass
-class StageRecord:
-    """What result.json says of a stage; `seconds` and `images` add up over interruptions."""
-
-    name: str
-    epochs: int
-    seconds: float = 0.0
-    images: int = 0
-    best: float | None = None
-    last: float | None = None
-    detection: dict[str, Any] | None = None
-
-
-class Run:
-    """A run under way: its learner, label store and position, and the files they go to."""
-
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        machine: Machine,
-        data: Dataset,
-        train: View,
-        test: View | None,
-        identity: dict[str, str],
-        stop: StopRequest,
-        journal: Journal | _NoJournal,
-    ):
-        self.config, self.folder, self.machine, self.data = config, folder, machine, data
-        self.train, self.test, self.identity = train, test, identity
-        self._stop, self._journal = stop, journal
-        self.plan = stages_of(config)
-        self.classes = len(data.class_names)
-        self.position = Position()
-        self.records: list[StageRecord] = []
-        transform = resolve_transform(config.augment, data)
-        self.train_eyes = Eyes(open_loader(config, train, machine), transform, len(train.labels))
-        self.test_eyes = None
-        if test is not None:
-            self.test_eyes = Eyes(open_loader(config, test, machine), transform, len(test.labels))
-            self._test_label = torch.as_tensor(test.labels.truth, device=machine.device)
-        many = machine.world > 1
-        self.store = LabelStore(len(train.labels), machine.device, machine.total if many else None)
-        self.given = torch.as_tensor(train.labels.given, device=machine.device)
-        self.learner = self._fresh_learner()
-        if machine.main:
-            where = machine.describe()
-            say(
-                f"{where['gpu'] or 'CPU'}, {machine.precision}, {machine.world} rank(s), {machine.threads} threads, "
-                f"loader {type(self.train_eyes.loader).__name__}, {len(train.labels)} training images, "
-                f"{self.classes} classes"
-            )
-
-    def close(self) -> None:
-        """Give back the loaders."""
-        self.train_eyes.loader.close()
-        if self.test_eyes is not None:
-            self.test_eyes.loader.close()
-
-    def _fresh_learner(self) -> Learner:
-        model = self.config.model
-        network = build_model(model.name, self.classes, model.width, self.config.seed)
-        return Learner(
-            network.to(self.machine.device),
-            self.config.optimiser,
-            self.machine,
-            sync_bn=self.config.engine.sync_bn,
-        )
-
-    def pass_(self, epoch: int, purpose: Purpose) -> Pass:
-        """A pass of the present stage."""
-        return Pass(self.config.seed, self.position.stage + 1, epoch, purpose)
-
-    # --- saving ---
-
-    def resume(self) -> None:
-        """Go on from the newest checkpoint that verifies, or start."""
-        found = newest_checkpoint(
-            self.folder.checkpoints, identity=self.identity, on_skip=lambda error: warn(str(error))
-        )
-        if found is None:
-            self._journal.truncate(0)
-            self.store.put("given", self.given)
-            return
-        state = found.state
-        self.position = Position(**state["position"])
-        self.records = [StageRecord(**record) for record in state["records"]]
-        tensors = {name: value.to(self.machine.device) for name, value in found.tensors.items()}
-        self.learner.load(tensors)
-        if self.machine.accelerator.scaler is not None:
-            self.machine.accelerator.scaler.load_state_dict(state["scaler"])
-        prefix = "store."
-        self.store.load(
-            {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-        )
-        self._journal.truncate(state["journal"])
-        if self.machine.main:
-            at = self.position
-            name = self.plan[at.stage].name if at.stage < len(self.plan) else "the end"
-            say(f"continuing from {found.path.name}: {name}, epoch {at.epoch}, step {at.step}")
-
-    def save(self, stage_end: str | None = None) -> None:
-        """Write a checkpoint of this very moment; every rank must call it after the same step."""
-        self.learner.meter.refuse_bad(self.machine)
-        self.store.sync()
-        tensors = {**self.learner.tensors(), **{f"store.{n}": v for n, v in self.store.state().items()}}
-        scaler = self.machine.accelerator.scaler
-        if self.machine.main:
-            write_checkpoint(
-                self.folder.checkpoints,
-                checkpoint_name(next_sequence(self.folder.checkpoints), stage_end),
-                tensors,
-                {
-                    "position": dataclasses.asdict(self.position),
-                    "records": [dataclasses.asdict(record) for record in self.records],
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                    "journal": self._journal.sync(),
-                },
-                identity=self.identity,
-            )
-            prune(self.folder.checkpoints, self.config.checkpoint.keep)
-        self.machine.wait()
-
-    # --- training ---
-
-    def stages(self) -> None:
-        """Train every stage that is left."""
-        while self.position.stage < len(self.plan):
-            self._train_stage(self.plan[self.position.stage])
-
-    def _train_stage(self, stage: Stage) -> None:
-        if len(self.records) <= self.position.stage:
-            self.records.append(StageRecord(stage.name, stage.schedule.epochs))
-            self._begin_stage(stage)
-        index = np.arange(len(self.train.labels))
-        if stage.samples == "labelled":
-            index = np.flatnonzero(self.store["labelled"].cpu().numpy())
-        checkpoint = self.config.checkpoint
-        with Pace(
-            self.folder,
-            self.machine,
-            self._stop,
-            stage=stage.name,
-            epochs=stage.schedule.epochs,
-            save_every=checkpoint.every,
-        ) as pace:
-            while self.position.epoch <= stage.schedule.epochs:
-                self._train_epoch(stage, index, pace)
-        self.position = Position(self.position.stage + 1)
-        self.save(stage_end=stage.name)
-
-    def _begin_stage(self, stage: Stage) -> None:
-        if stage.start == "fresh":
-            self.learner = self._fresh_learner()
-        stage.objective.begin(self.store, self.classes, self.pass_(0, Purpose.train))
-        if stage.guess:
-            guess_pass = self.pass_(0, Purpose.label_guess)
-            guess = probabilities(
-                self.learner,
-                self.train_eyes,
-                guess_pass,
-                batch_size=self.config.engine.eval_batch,
-                augmented=True,
-            )
-            self.store.put("prediction", guess)
-            stage.objective.refresh(self.store, guess_pass)
-
-    def _train_epoch(self, stage: Stage, index: np.ndarray, pace: Pace) -> None:
-        config, position, record = self.config, self.position, self.records[-1]
-        epoch, started = position.epoch, time.monotonic()
-        epoch_pass = self.pass_(epoch, Purpose.train)
-        order = Order(index, config.batch_size, epoch_pass, True, self.machine.rank, self.machine.world)
-        _check_batches(order, self.machine)
-        rate = learning_rate(epoch, stage.schedule, lr=config.optimiser.lr, drop=config.optimiser.drop)
-        self.learner.set_learning_rate(rate)
-        pace.begin(epoch, len(index), sum(len(order.batch(step)) for step in range(position.step)))
-
-        def after_step(done: int, images: int) -> None:
-            nonlocal started
-            position.step = done
-            record.images += images
-            pace.advance(images)
-            wish = pace.wish(done)
-            if wish != CONTINUE:
-                record.seconds += time.monotonic() - started
-                started = time.monotonic()
-                self._save_or_stop(wish, pace)
-
-        train_epoch(
-            self.learner,
-            stage,
-            self.store,
-            self.train_eyes,
-            order,
-            epoch_pass,
-            start_step=position.step,
-            after_step=after_step,
-        )
-        self.learner.meter.refuse_bad(self.machine)
-        loss, agreement = self.learner.meter.finish(self.machine)
-        self.store.commit(lambda store: stage.objective.refresh(store, epoch_pass))
-        metrics = {"stage": stage.name, "epoch": epoch, "lr": rate, "loss": loss, "agreement": agreement}
-        metrics |= self._look_around(stage, epoch)
-        record.seconds += time.monotonic() - started
-        self._journal.append({**metrics, "seconds": round(record.seconds, 3)})
-        note = f"loss {loss:.3f}"
-        if record.last is not None:
-            note += f", test {record.last:.2%}"
-        pace.note(note)
-        position.epoch, position.step = epoch + 1, 0
-        if epoch < stage.schedule.epochs and (wish := pace.wish(0)) != CONTINUE:
-            self._save_or_stop(wish, pace)
-
-    def _save_or_stop(self, wish: int, pace: Pace) -> None:
-        self.save()
-        pace.saved()
-        if wish == STOP:
-            raise PreemptedError(
-                f"stopped by {self._stop.name or 'another rank'}; the state is saved",
-                where=str(self.folder.path),
-                fix="the same command continues",
-            )
-
-    def _look_around(self, stage: Stage, epoch: int) -> dict[str, Any]:
-        """After an epoch: test, track the losses and detect, as far as it is due; -> metrics."""
-        config, last = self.config, epoch == stage.schedule.epochs
-        metrics: dict[str, Any] = {"test_accuracy": None}
-        if self.test_eyes is not None and (last or (config.test_every and epoch % config.test_every == 0)):
-            record = self.records[-1]
-            record.last = metrics["test_accuracy"] = accuracy(
-                self.learner,
-                self.test_eyes,
-                self._test_label,
-                self.pass_(epoch, Purpose.test),
-                batch_size=config.engine.eval_batch,
-            )
-            record.best = record.last if record.best is None else max(record.best, record.last)
-        if stage.gamma is not None and (last or config.track == "every"):
-            metrics |= self._detect(stage, epoch, stage.gamma, keep=last)
-        return metrics
-
-    def _detect(self, stage: Stage, epoch: int, gamma: float, *, keep: bool) -> dict[str, Any]:
-        """Losses of all samples, and the split they give; the last epoch's goes into the label store."""
-        augmented = self.config.drpl.track_augment == "train"
-
-        def losses(purpose: Purpose) -> torch.Tensor:
-            return losses_to(
-                self.learner,
-                self.train_eyes,
-                self.given,
-                self.pass_(epoch, purpose),
-                batch_size=self.config.engine.eval_batch,
-                augmented=augmented,
-            )
-
-        fit = losses(Purpose.track_fit)
-        score = losses(Purpose.track_score) if self.config.drpl.track_passes == 2 and augmented else fit
-        labels, compat = self.train.labels, self.config.drpl.posterior
-        try:
-            detection, figures = split_labels(fit, score, labels, gamma, compat=compat)
-        except CollapseError:
-            if keep:  # before the last epoch nothing depends on it
-                raise
-            if self.machine.main:
-                warn(f"{stage.name}, epoch {epoch}: almost nothing counts as clean at gamma {gamma:g} so far")
-            return {}
-        if keep:
-            self.store.put("labelled", as_column(detection.labelled, self.machine.device))
-            self.store.put("posterior", as_column(detection.p_noisy, self.machine.device))
-            self.store.put(f"loss_{stage.name}", score)
-            self.records[-1].detection = figures
-            if self.machine.main:
-                keep_evidence(
-                    self.folder.stage(stage.name), stage.name, detection, figures, score, labels, gamma
-                )
-                for warning in detection.warnings:
-                    warn(f"{stage.name}: {warning}")
-        return {f"detection_{name}": value for name, value in figures.items()}
-
-
-def _check_batches(order: Order, machine: Machine) -> None:
-    """Every rank needs two samples in every step: batch normalisation cannot work with one."""
-    smallest = min(len(order.batch(step)) for step in (0, len(order) - 1))
-    if smallest < 2 * machine.world:
-        raise UserError(
-            f"the smallest batch has {smallest} samples for {machine.world} rank(s)",
-            fix="use another --batch_size, fewer ranks, or more images",
-        )

@@ -76,7 +76,10 @@ class Stage:
     start: Literal["fresh", "previous"] = "fresh"  # weights: newly initialised, or the previous stage's
     samples: Literal["all", "labelled"] = "all"
     guess: bool = False  # predict every sample before the first epoch and refresh the targets from that
-    gamma: float | None = None  # detect wrong labels after the last epoch, at this threshold
+    gamma: float | None = None  # look for wrong labels after the last epoch, at this threshold
+    splits: bool = (
+        True  # that look decides which samples are labelled from then on; else it is for the report
+    )
 
 
 def learning_rate(epoch: int, schedule: Schedule, *, lr: float, drop: float) -> float:

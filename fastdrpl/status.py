@@ -25,8 +25,11 @@ def status_of(path: Path) -> dict[str, Any]:
         )
     records, checkpoints = read_journal(folder.metrics), list_checkpoints(folder.checkpoints)
     holder = lock_holder(path)
+    progress = read_json(folder.progress) if folder.progress.exists() else {}
     if folder.result.exists():
         verdict = "finished"
+    elif "failed" in progress:
+        verdict = f"ended with exit code {progress['exit_code']}: {progress['failed']}"
     elif holder is not None:
         verdict = f"running ({holder})"
     else:
@@ -35,7 +38,6 @@ def status_of(path: Path) -> dict[str, Any]:
             if checkpoints
             else "stopped before its first checkpoint"
         )
-    progress = read_json(folder.progress) if folder.progress.exists() else {}
     last = records[-1] if records else {}
     speed = progress.get("images_per_second")
     return {
@@ -61,7 +63,15 @@ def print_status(path: Path) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     result = state.pop("result")
     if result is not None:
-        for name in ("stage", "epoch", "epochs", "images_per_second", "stage_seconds_left", "loss", "test_accuracy"):
+        for name in (
+            "stage",
+            "epoch",
+            "epochs",
+            "images_per_second",
+            "stage_seconds_left",
+            "loss",
+            "test_accuracy",
+        ):
             state.pop(name)
         state["labels that look wrong"] = f"{result['suspects']:,} of {result['samples']:,}"
         state["accuracy"] = (

@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from fastdrpl.config import Config
 from fastdrpl.console import say
-from fastdrpl.errors import UserError
+from fastdrpl.errors import DataError, UserError
 from fastdrpl.folder import RunFolder
 from fastdrpl.kernels.philox import permutation
 from fastdrpl.labels import UNKNOWN, Labels
 from fastdrpl.loaders.batch import Loader
 from fastdrpl.loaders.dataset import Dataset, Split, open_dataset
 from fastdrpl.loaders.order import Pass, Purpose
+from fastdrpl.loaders.progress import Progress
 from fastdrpl.machine import Machine
 from fastdrpl.noise import draw_noise
 
@@ -65,6 +65,12 @@ def test_view(config: Config, dataset: Dataset) -> View | None:
 def _rows(split: Split, limit: int, seed: int, *, view: int) -> np.ndarray:
     """The valid rows of a split, or `limit` of them drawn by the seed; in order."""
     rows = np.flatnonzero(split.valid)
+    if not len(rows):
+        raise DataError(
+            f"the {split.name} split has no readable image",
+            where=str(split.path),
+            fix="see quarantine.csv beside it",
+        )
     if not 0 < limit < len(rows):
         return rows
     drawn = permutation(Pass(seed, 0, 0, Purpose.limit, view).stream, len(rows))[:limit]
@@ -95,20 +101,21 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
 def open_loader(config: Config, view: View, machine: Machine) -> Loader:
     """The loader that a configuration asks for; `auto` says why it chose."""
     # Imported here: the worker loader brings torch's worker processes, the resident one may decode a whole set.
-    from fastdrpl.loaders.resident import ResidentLoader
+    from fastdrpl.loaders.resident import ResidentLoader, resident_bytes
     from fastdrpl.loaders.worker import WorkerLoader
 
     choice, rows = config.engine.loader, view.labels.source_row
     if choice == "auto":
-        choice = "resident"
-        if machine.device.type == "cuda":
-            need = len(view.split) * view.split.height * view.split.width * 3
-            free = torch.cuda.mem_get_info(machine.device)[0]
-            if need > 0.6 * free:  # the rest is for the network
-                choice = "worker"
-                say(
-                    f"loader worker: {view.split.name} takes {need / 2**30:.1f} GiB, {free / 2**30:.1f} are free"
-                )
-    if choice == "resident":
-        return ResidentLoader(view.split, rows, machine.device)
-    return WorkerLoader(view.split, rows, machine.device, config.engine.workers)
+        need, free = resident_bytes(view.split, rows, machine.device)
+        choice = "resident" if need <= free else "worker"
+        if machine.main:
+            size = f"{need / 2**30:.2f} GiB of {free / 2**30:.1f} free" if need else "memory-mapped"
+            say(f"loader {choice}: the {view.split.name} images take {size}")
+    if choice == "worker":
+        return WorkerLoader(view.split, rows, machine.device, config.engine.workers)
+    with Progress(
+        f"decoding {view.split.name}", None, quiet=not machine.main or view.split.store == "raw"
+    ) as bar:
+        return ResidentLoader(
+            view.split, rows, machine.device, progress=lambda done, total: bar.advance(done - bar.done)
+        )

@@ -25,7 +25,6 @@ class Purpose(IntEnum):
     mix = 5  # mixup: lambda and partners
     redraw = 6  # which unlabelled samples lose their target
     start_targets = 7  # first targets of unlabelled samples
-    network = 8  # network initialisation
     noise = 9
     split = 10  # train/test division of a source that has none
     limit = 11  # which samples a `limit` keeps

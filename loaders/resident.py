@@ -127,6 +127,24 @@ def _decode_all(
     return torch.from_numpy(pixels).to(device), handle.astype(np.int64)
 
 
+def resident_bytes(split: Split, source_row: np.ndarray, device: torch.device) -> tuple[int, int]:
+    """Bytes that the pixels of these rows take (0 where the file is only mapped), and how many may be taken.
+
+    On a device three fifths of what is free: the rest is for the network.
+    """
+    on_device = device.type == "cuda"
+    if split.store == "raw":
+        if not on_device:
+            return 0, _free_memory()
+        return int(split.offset.max() - split.offset.min() + split.nbytes.max()), _free_for_pixels(device)
+    need = len(np.unique(source_row)) * split.height * split.width * 3
+    return need, min(_free_memory(), _free_for_pixels(device)) if on_device else _free_memory()
+
+
+def _free_for_pixels(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] * 3 // 5
+
+
 def _check_memory(wanted: int, free: int, place: str, path: Path) -> None:
     if wanted > free:
         raise UserError(

@@ -37,13 +37,13 @@ def test_every_number_of_a_recipe_has_a_source(name):
 
 def test_flag_beats_file_beats_recipe(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("seed = 5\nbatch_size = 32\n[noise]\nratio = 0.3\n[drpl.semi1]\nepochs = 7\n")
-    config = parse_training(["digits", "--config", str(file), "--seed", "9", "--drpl.semi2.epochs", "3"])
+    file.write_text("seed = 5\nbatch_size = 32\n[noise]\nratio = 0.3\n[drpl.semi1]\nepochs = 14\n")
+    config = parse_training(["digits", "--config", str(file), "--seed", "9", "--drpl.semi2.epochs", "30"])
     assert (config.seed, config.batch_size, config.noise.ratio) == (9, 32, 0.3)
     assert config.noise.kind == "uniform"  # the recipe's, though the file has a [noise] table
     digits = recipe_named("digits").config
     assert config.drpl.semi1.milestones == digits.drpl.semi1.milestones
-    assert (config.drpl.semi1.epochs, config.drpl.semi2.epochs) == (7, 3)
+    assert (config.drpl.semi1.epochs, config.drpl.semi2.epochs) == (14, 30)
     assert config.drpl.semi2.milestones == digits.drpl.semi2.milestones
 
 
@@ -68,6 +68,7 @@ def test_the_config_of_a_run_runs_it_again(tmp_path):
         (["train", "digits", "--noise.ratio", "1.5"], "1.5"),
         (["train", "digits", "--drpl.gamma1", "2"], "--drpl.gamma1 is 2"),
         (["train", "digits", "--drpl.semi1.milestones", "9", "3"], "rising order"),
+        (["train", "digits", "--drpl.given_epochs", "20"], "nothing would be relabelled"),
         (["train", "cifar10"], "needs a prepared dataset"),
         (["train", "digits", "--config", "absent.toml"], "absent.toml"),
         (["status", "nowhere"], "not a run folder"),

@@ -215,10 +215,10 @@ def test_learning_rate_has_dropped_in_the_milestone_epoch():
 def test_stages_of_the_paper():
     """CIFAR-10: 130 + 175 + 300 epochs; CIFAR-100: 100 + 175 + 300."""
     ten, hundred = (stages_of(recipe_named(name).config) for name in ("cifar10", "cifar100"))
-    assert [(s.name, s.schedule.epochs, s.schedule.milestones, s.gamma, s.start) for s in ten] == [
-        ("relabel", 130, (75, 110), 0.1, "fresh"),
-        ("semi1", 175, (100, 150), 0.5, "fresh"),
-        ("semi2", 300, (150, 225), None, "fresh"),
+    assert [(s.name, s.schedule.epochs, s.schedule.milestones, s.gamma, s.splits, s.start) for s in ten] == [
+        ("relabel", 130, (75, 110), 0.1, True, "fresh"),
+        ("semi1", 175, (100, 150), 0.5, True, "fresh"),
+        ("semi2", 300, (150, 225), 0.5, False, "fresh"),
     ]
     assert [s.schedule.epochs for s in hundred] == [100, 175, 300]
     assert hundred[0].schedule.milestones == (45, 80)

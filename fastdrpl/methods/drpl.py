@@ -31,8 +31,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
     semi = SemiSupervised(regulariser, drpl)
     warm = Schedule(epochs=drpl.warmup_epochs).scaled(scale)
     result = [Stage("relabel", relabel, drpl.relabel.scaled(scale), gamma=drpl.gamma1)]
-    for name, schedule, gamma in (("semi1", drpl.semi1, drpl.gamma2), ("semi2", drpl.semi2, None)):
-        stage = Stage(name, semi, schedule.scaled(scale), gamma=gamma)
+    for name, schedule, splits in (("semi1", drpl.semi1, True), ("semi2", drpl.semi2, False)):
+        stage = Stage(name, semi, schedule.scaled(scale), gamma=drpl.gamma2, splits=splits)
         if drpl.warmup == "load":
             result.append(Stage(f"{name}-warmup", semi, warm, samples="labelled"))
             stage = dataclasses.replace(stage, start="previous", guess=True)

@@ -1,10 +1,12 @@
 """The losses of a stage as a histogram, with the fitted mixture over it."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from fastdrpl.detection import Detection
+from fastdrpl.files import write_atomic
 from fastdrpl.labels import Labels
 
 _BINS = 80
@@ -50,4 +52,6 @@ def draw_histogram(
         axes.axvline(kept.max(initial=0.0), color="tab:green", lw=1.2, label=f"posterior {gamma:g}")
     axes.set(title=title, xlabel="loss", ylabel="samples", yscale="symlog")
     axes.legend(fontsize=8)
-    figure.savefig(path)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    write_atomic(path, file.getvalue())

@@ -16,6 +16,8 @@ _SUSPECTS = 8
 def print_summary(folder: Path, result: dict[str, Any], labels: pyarrow.Table) -> None:
     """Print to standard output: stages, verdict, classes with the most doubtful labels, the first suspects."""
     parts: list[Any] = [_stages(result), _verdict(result)]
+    for stage in result["stages"]:
+        parts += [Text(f"{stage['name']}: {warning}", style="yellow") for warning in stage["warnings"]]
     if result["suspects"]:
         parts += [_per_class(labels), _first_suspects(labels)]
     parts.append(Text(f"labels.parquet, histograms and the network are in {folder}", style="dim"))

@@ -1,5 +1,6 @@
 """labels.parquet: a row per sample, what it was given, what the network suggests, and how doubtful the label is."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fastdrpl.errors import DataError
+from fastdrpl.files import write_atomic
 from fastdrpl.labels import Labels
 
 SCHEMA_VERSION = 1
@@ -30,7 +32,7 @@ def build_table(
         "index": pyarrow.array(np.arange(len(labels))),
         "row": pyarrow.array(labels.source_row),
         "file": pyarrow.array(
-            [None if files is None else _text(files[row]) for row in labels.source_row], pyarrow.string()
+            [None if files is None else printable(files[row]) for row in labels.source_row], pyarrow.string()
         ),
         "given": pyarrow.array(labels.given),
         "given_name": pyarrow.array(names[labels.given], pyarrow.string()),
@@ -48,16 +50,16 @@ def build_table(
     return pyarrow.table(columns, metadata=metadata)
 
 
-def _text(name: str) -> str:
+def printable(name: str) -> str:
     """A file name as valid UTF-8: bytes that are none are shown escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def write_table(path: Path, table: pyarrow.Table) -> None:
     """Write a parquet file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    pyarrow.parquet.write_table(table, partial)
-    partial.replace(path)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(table, file)
+    write_atomic(path, file.getvalue())
 
 
 def read_table(path: Path) -> pyarrow.Table:
