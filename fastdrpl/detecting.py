@@ -33,7 +33,7 @@ def split_labels(
 def name_warnings(detection: Detection, labels: Labels) -> list[str]:
     """The warnings of a detection, and the rescued classes by name."""
     names = [labels.class_names[c] for c in detection.rescued_classes]
-    rescued = [f"no label of {', '.join(names)} looked right: its lowest losses were kept"] if names else []
+    rescued = [f"by name, the classes without a clean sample are {', '.join(names)}"] if names else []
     return [*detection.warnings, *rescued]
 
 

@@ -209,10 +209,11 @@ class Training:
     def _train_stage(self, stage: Stage) -> None:
         if len(self.records) <= self.position.stage:
             self.records.append(StageRecord(stage.name, stage.schedule.epochs))
-            if self.machine.main and max(stage.schedule.milestones, default=0) > stage.schedule.epochs:
+            epochs, milestones = stage.schedule.epochs, stage.schedule.milestones
+            if self.machine.main and self.config.epochs_scale == 1 and max(milestones, default=0) > epochs:
                 warn(
-                    f"{stage.name}: {stage.schedule.epochs} epochs end before the milestones "
-                    f"{stage.schedule.milestones}; --epochs_scale shortens both alike"
+                    f"{stage.name}: the milestones {milestones} lie beyond its {epochs} epochs; "
+                    "--epochs_scale shortens both alike"
                 )
             self._begin_stage(stage)
         index = np.arange(len(self.train.labels))

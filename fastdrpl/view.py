@@ -109,8 +109,8 @@ def open_loader(config: Config, view: View, machine: Machine) -> Loader:
         need, free = resident_bytes(view.split, rows, machine.device)
         choice = "resident" if need <= free else "worker"
         if machine.main:
-            size = f"{need / 2**30:.2f} GiB of {free / 2**30:.1f} free" if need else "memory-mapped"
-            say(f"loader {choice}: the {view.split.name} images take {size}")
+            why = f"take {need / 2**30:.2f} GiB of {free / 2**30:.1f} free" if need else "are memory-mapped"
+            say(f"loader {choice}: the {view.split.name} images {why}")
     if choice == "worker":
         return WorkerLoader(view.split, rows, machine.device, config.engine.workers)
     with Progress(
