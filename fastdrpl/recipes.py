@@ -135,13 +135,13 @@ def digits() -> Recipe:
         model=ModelConfig(width=16),
         optimiser=OptimiserConfig(lr=0.05),
         drpl=DRPLConfig(
-            relabel=Schedule(epochs=20, milestones=(12, 17)),
-            given_epochs=10,
-            semi1=Schedule(epochs=15, milestones=(9, 13)),
-            semi2=Schedule(epochs=20, milestones=(12, 17)),
+            relabel=Schedule(epochs=24, milestones=(14, 20)),
+            given_epochs=12,
+            semi1=Schedule(epochs=16, milestones=(10, 14)),
+            semi2=Schedule(epochs=24, milestones=(14, 20)),
             gamma1=0.1,
         ),
-        ce=CEConfig(schedule=Schedule(epochs=55, milestones=(20, 40))),
+        ce=CEConfig(schedule=Schedule(epochs=64, milestones=(24, 48))),
     )
     own = {
         name: "own: small and quick"

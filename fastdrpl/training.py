@@ -343,6 +343,8 @@ class Training:
         for values in (fit, score):
             _refuse_nan(values)
         labels, compat = self.train.labels, self.config.drpl.posterior
+        if keep:
+            self.store.put(f"loss_{stage.name}", score)
         try:
             detection, figures = split_labels(fit, score, labels, gamma, compat=compat)
         except CollapseError:
@@ -353,7 +355,6 @@ class Training:
             return {}
         if keep:
             record = self.records[-1]
-            self.store.put(f"loss_{stage.name}", score)
             if stage.splits:
                 self.store.put("labelled", as_column(detection.labelled, self.machine.device))
                 self.store.put("posterior", as_column(detection.p_noisy, self.machine.device))

@@ -110,7 +110,7 @@ def test_collapse_shows_the_losses():
     assert caught.value.exit_code == 5
     assert "only 0 of 2000 samples" in str(caught.value)
     assert str(caught.value).count("#") > 40
-    assert "raise gamma" in str(caught.value)
+    assert "a larger gamma" in str(caught.value)
 
 
 def test_as_many_labelled_samples_as_classes_is_no_collapse():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import toy
-from accelerate import debug_launcher
 from torch import nn
 
 from fastdrpl.config import Config, DRPLConfig, EngineConfig, Schedule
@@ -96,8 +95,8 @@ def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     for rank in range(2):
         (folder / str(rank)).mkdir()
-    debug_launcher(steps, (str(folder),), num_processes=1)
-    debug_launcher(steps, (str(folder),), num_processes=2)
+    for world in (1, 2):
+        toy.on_ranks(steps, world, str(folder))
     return folder
 
 

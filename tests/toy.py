@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -58,6 +60,34 @@ def command(words, run: Path) -> None:
     log = open(run.with_suffix(".log"), "a", buffering=1)  # noqa: SIM115 - it lives as long as the process
     sys.stdout = sys.stderr = log
     sys.exit(main([*words, "--run", str(run)]))
+
+
+def _as_rank(function, rank: int, world: int, port: int, arguments) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    function(*arguments)
+
+
+def on_ranks(function, world: int, *arguments) -> None:
+    """Run a function in `world` processes that know of each other (gloo); it must end well in each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        FORKS.Process(target=_as_rank, args=(function, k, world, port, arguments)) for k in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * world
 
 
 def start(run: Path, *extra: str):
