@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb is None:
             raise UserError(f"unknown verb {words[0]!r}{nearest(words[0], VERBS)}", fix="see fastdrpl --help")
-        return verb(words[1:])
+        code = verb(words[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who reads standard output has seen enough (`| head`): what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         if debug:
             raise
@@ -142,13 +147,7 @@ def _predict(words: list[str]) -> int:
 
     from fastdrpl.predict import PredictConfig, predict
 
-    config = _parse(tyro.cli, PredictConfig, "fastdrpl predict", words)
-    try:
-        predict(config)
-        sys.stdout.flush()
-    except BrokenPipeError:  # who reads standard output has seen enough (`| head`): what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    predict(_parse(tyro.cli, PredictConfig, "fastdrpl predict", words))
     return 0
 
 

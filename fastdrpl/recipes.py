@@ -90,6 +90,7 @@ def cifar10() -> Recipe:
     """CIFAR-10: a longer first stage and a looser first threshold."""
     config = Config(
         recipe="cifar10",
+        augment=AugmentConfig(size=32, pad=4, flip="yes"),
         drpl=DRPLConfig(relabel=Schedule(epochs=130, milestones=(75, 110)), given_epochs=70, gamma1=0.1),
     )
     first = dict.fromkeys(("drpl.relabel.epochs", "drpl.relabel.milestones", "drpl.given_epochs"), "P IV-B")
@@ -98,7 +99,11 @@ def cifar10() -> Recipe:
 
 def cifar100() -> Recipe:
     """CIFAR-100: the schedule of ImageNet32."""
-    config = Config(recipe="cifar100", drpl=DRPLConfig(gamma1=0.1))
+    config = Config(
+        recipe="cifar100",
+        augment=AugmentConfig(size=32, pad=4, flip="yes"),
+        drpl=DRPLConfig(gamma1=0.1),
+    )
     sources = {"drpl.gamma1": "C; P IV-B says it of CIFAR without saying which"}
     return Recipe("cifar100", "DRPL on CIFAR-100, 575 epochs", config, sources)
 
@@ -108,7 +113,7 @@ def folder() -> Recipe:
     config = Config(
         recipe="folder",
         model=ModelConfig(name="resnet18"),
-        augment=AugmentConfig(size=224),
+        augment=AugmentConfig(size=224, pad=0, flip="yes"),
         drpl=DRPLConfig(
             semi1=Schedule(epochs=150, milestones=(100, 125)),
             semi2=Schedule(epochs=200, milestones=(150, 175)),
@@ -131,6 +136,7 @@ def digits() -> Recipe:
     config = Config(
         recipe="digits",
         batch_size=64,
+        augment=AugmentConfig(size=16, pad=2, flip="no"),
         noise=NoiseConfig(kind="uniform", ratio=0.4),
         model=ModelConfig(width=16),
         optimiser=OptimiserConfig(lr=0.05),
