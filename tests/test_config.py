@@ -68,7 +68,7 @@ def test_the_config_of_a_run_runs_it_again(tmp_path):
         (["train", "digits", "--noise.ratio", "1.5"], "1.5"),
         (["train", "digits", "--drpl.gamma1", "2"], "--drpl.gamma1 is 2"),
         (["train", "digits", "--drpl.semi1.milestones", "9", "3"], "rising order"),
-        (["train", "digits", "--drpl.given_epochs", "20"], "nothing would be relabelled"),
+        (["train", "digits", "--drpl.given_epochs", "99"], "nothing would be relabelled"),
         (["train", "cifar10"], "needs a prepared dataset"),
         (["train", "digits", "--config", "absent.toml"], "absent.toml"),
         (["status", "nowhere"], "not a run folder"),
