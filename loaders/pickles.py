@@ -5,6 +5,7 @@ file is looked up in a table of four inert classes; all others are refused befor
 """
 
 import pickle
+import struct
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -63,7 +64,8 @@ _KNOWN: dict[tuple[str, str], type] = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# Python's own reader, not the one in C: that one takes memory for whatever number a damaged file names.
+class _PlainUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -88,6 +90,7 @@ def read_plain(file: BinaryIO, *, where: str) -> Any:
         RecursionError,
         TypeError,
         ValueError,
+        struct.error,
     ) as error:
         raise DataError(
             f"a pickle that holds more than plain arrays and containers, or is damaged: {error}",
