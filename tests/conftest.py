@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before anything imports torch: several test processes share the cores, and threads that spin while they wait for
 # each other would make everything ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+settings.register_profile("calm", deadline=None)  # a busy machine is no defect; pytest ends what hangs
+settings.load_profile("calm")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

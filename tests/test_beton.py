@@ -176,7 +176,7 @@ def check_broken(path: Path, data: bytes, sound: bytes) -> None:
         assert np.array_equal(tables.label, np.arange(40) % 10)
 
 
-@settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_in_header_and_tables(tmp_path: Path, sound: bytes, data: Any) -> None:
     table = struct.unpack_from("<Q", sound, 16)[0]
@@ -189,7 +189,7 @@ def test_flipped_bytes_in_header_and_tables(tmp_path: Path, sound: bytes, data: 
     check_broken(tmp_path / "x", bytes(broken), sound)
 
 
-@settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 1 << 23), extra=st.integers(0, 50))
 def test_cut_and_grown_files_are_refused(tmp_path: Path, sound: bytes, cut: int, extra: int) -> None:
     data = sound[: cut % len(sound)] + b"\0" * extra
@@ -198,7 +198,7 @@ def test_cut_and_grown_files_are_refused(tmp_path: Path, sound: bytes, cut: int,
         read_tables(tmp_path / "x")
 
 
-@settings(max_examples=80, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     field=st.sampled_from([("<H", 0), ("<H", 2), ("<I", 4), ("<Q", 8), ("<Q", 16)]),
     value=st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([2**63, 2**40, 2**32 - 1, 2**31, 41, 39, 0])),
