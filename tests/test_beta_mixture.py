@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -118,7 +119,6 @@ def test_posterior_is_monotone_for_all_signs_of_the_differences(alpha, beta, wei
 )
 def test_flattening_leaves_the_rising_side_alone(alpha, beta):
     """Where Bayes' rule rises the posterior is Bayes' rule; where it falls the turning point's value."""
-    mpmath = pytest.importorskip("mpmath")
     fit = BetaMixture(alpha, beta, (0.6, 0.4), -1e-5, 1 - 1e-6)  # with these, u is the loss
     u = np.linspace(0.002, 0.998, 400)
 
