@@ -1,16 +1,28 @@
-"""A reader of pickles that can build plain containers and arrays, and can call nothing else.
+"""Readers of pickles that can build plain containers and arrays, and can call nothing else.
 
 A pickle is a program: the standard reader runs whatever function the file names. Here every name in the
-file is looked up in a table of four inert classes; all others are refused before anything is called.
+file is looked up in a table of inert classes; all others are refused before anything is called.
+`read_plain` loads a file whole. `scan_plain` leaves long strings of bytes where they are and says where.
 """
 
 import pickle
 import struct
-from typing import Any, BinaryIO
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 
 from fastdrpl.loaders.errors import DataError
+
+LONG = 256  # bytes; `scan_plain` gives longer strings as `Located`
+KEPT = 16 << 20  # bytes of strings that one scan holds in memory, all together
+MOST_STEPS = 4_000_000  # of one scan; 130,000 labels, each an object of numpy, need a quarter
+LONGEST_NAME = 256  # bytes of the name of a class
+LONGEST_CODE = 16  # characters of the name of a type of numbers, or of an encoding
+MOST_SIDES = 8  # of an array
+LARGEST_SIDE = 1 << 48
 
 
 class _Kind:
@@ -20,15 +32,81 @@ class _Kind:
 
 
 class _NumberType:
-    """Stands for `numpy.dtype(code)`: keeps the code."""
+    """Stands for `numpy.dtype(code)`: keeps the code and the byte order."""
 
-    __slots__ = ("code",)
+    __slots__ = ("code", "order")
 
     def __init__(self, code: object, *_: object) -> None:
-        self.code = code
+        if not isinstance(code, str | bytes) or len(code) > LONGEST_CODE:
+            raise ValueError("a type of numbers that has no short name")
+        self.code, self.order = code, "<"
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like: of no meaning for bytes, the only kind we read."""
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">"):
+            self.order = ">"
+
+    def integers(self) -> np.dtype:
+        """The type, if it is one of whole numbers. Raises ValueError."""
+        code = self.code.decode("latin-1") if isinstance(self.code, bytes) else self.code
+        if not (isinstance(code, str) and code.strip("<>|=") in _INTEGERS):
+            raise ValueError(f"numbers of the type {code!r}, wanted whole numbers")
+        big = code.startswith(">") or self.order == ">"
+        return np.dtype((">" if big else "<") + code.strip("<>|="))
+
+
+_INTEGERS = frozenset(sign + size for sign in "iu" for size in "1248")
+
+
+class Located:
+    """A long string of bytes in a file: where it begins, its length there, and its content if it was kept.
+
+    With `text` the bytes are stored as UTF-8 text of Latin-1 characters (Python 3 in protocol 2).
+    """
+
+    __slots__ = ("data", "nbytes", "offset", "text")
+
+    def __init__(self, offset: int, nbytes: int, data: bytes | None, *, text: bool = False) -> None:
+        self.offset, self.nbytes, self.data, self.text = offset, nbytes, data, text
+
+    def content(self) -> bytes | None:
+        """The bytes, or None where they were left in the file. Raises ValueError for text beyond Latin-1."""
+        if self.data is None or not self.text:
+            return self.data
+        return self.data.decode("utf-8").encode("latin-1")
+
+
+class _Encoded:
+    """Stands for `_codecs.encode(text, "latin1")`: bytes, as Python 3 stores them in protocol 2."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: object, codec: object, *_: object) -> None:
+        if not isinstance(codec, str | bytes) or codec not in ("latin1", b"latin1"):
+            raise ValueError("text in another code than Latin-1")
+        if not isinstance(text, str | Located):
+            raise ValueError("encoded text that is no text")
+        self.text = text
+
+    def unpack(self) -> bytes | Located:
+        return self.text.encode("latin-1") if isinstance(self.text, str) else self.text
+
+
+class _Number:
+    """Stands for one whole number of numpy."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, kind: object, data: object, *_: object) -> None:
+        if isinstance(data, _Encoded) and isinstance(data.text, str) and len(data.text) > 8:
+            raise ValueError("a number of a wrong length")  # before it is encoded: many may share one text
+        held = data.unpack() if isinstance(data, _Encoded) else data
+        if not (isinstance(kind, _NumberType) and isinstance(held, bytes)):
+            raise ValueError("a number without a type or bytes")
+        wanted = kind.integers()
+        if len(held) != wanted.itemsize:
+            raise ValueError("a number of a wrong length")
+        order: Literal["big", "little"] = "big" if wanted.str[0] == ">" else "little"
+        self.value = int.from_bytes(held, order, signed=wanted.kind == "i")
 
 
 class PickledArray:
@@ -44,42 +122,271 @@ class PickledArray:
 
     def unpack(self) -> np.ndarray:
         """The array, uint8 in C order. Raises ValueError for any other kind."""
-        if not (isinstance(self.state, tuple) and len(self.state) == 5):
-            raise ValueError("an array without content")
-        _, shape, kind, fortran, data = self.state
-        if not (isinstance(kind, _NumberType) and kind.code in ("u1", b"u1", "|u1", b"|u1") and not fortran):
-            raise ValueError("an array that is not of bytes in C order")
-        if not (isinstance(shape, tuple) and all(type(side) is int and side >= 0 for side in shape)):
-            raise ValueError(f"an array of shape {shape!r}")
+        shape, data = self.locate()
         if not isinstance(data, bytes):
             raise ValueError("an array without bytes")
         return np.frombuffer(data, np.uint8).reshape(shape)  # reshape refuses a wrong length
 
+    def locate(self) -> tuple[tuple[int, ...], bytes | Located]:
+        """Shape and bytes of an array of uint8 in C order. Raises ValueError for any other kind."""
+        shape, kind, fortran, data = self._checked()
+        if kind.code not in ("u1", b"u1", "|u1", b"|u1") or fortran:
+            raise ValueError("an array that is not of bytes in C order")
+        return shape, data
+
+    def integers(self) -> np.ndarray:
+        """The array (n,) of whole numbers of any size, as int64. Raises ValueError for any other kind."""
+        shape, kind, _, data = self._checked()
+        held = data.content() if isinstance(data, Located) else data
+        if len(shape) != 1 or held is None:
+            raise ValueError(f"an array of shape {shape!r}, wanted one row of numbers")
+        values = np.frombuffer(held, kind.integers())
+        if len(values) != shape[0]:
+            raise ValueError(f"an array of {len(values)} numbers that claims {shape[0]}")
+        return values.astype(np.int64)
+
+    def _checked(self) -> tuple[tuple[int, ...], _NumberType, object, bytes | Located]:
+        if not (isinstance(self.state, tuple) and len(self.state) == 5):
+            raise ValueError("an array without content")
+        _, shape, kind, fortran, data = self.state
+        if not isinstance(kind, _NumberType):
+            raise ValueError("an array that is not of bytes in C order")
+        if not (
+            isinstance(shape, tuple)
+            and len(shape) <= MOST_SIDES
+            and all(type(side) is int and 0 <= side < LARGEST_SIDE for side in shape)
+        ):
+            raise ValueError(
+                "an array without a plain shape"
+            )  # not shown: it may be a small tangle that prints huge
+        if isinstance(data, _Encoded):
+            data = data.unpack()
+        if isinstance(data, bytearray):
+            data = bytes(data)
+        if not isinstance(data, bytes | Located):
+            raise ValueError("an array without bytes")
+        return shape, kind, fortran, data
+
+
+class _FromBuffer(PickledArray):
+    """An array as protocol 5 describes it."""
+
+    __slots__ = ()
+
+    def __init__(self, data: object, kind: object, shape: object, order: object, *_: object) -> None:
+        self.state = (1, shape, kind, order not in ("C", b"C"), data)
+
 
 _KNOWN: dict[tuple[str, str], type] = {
-    ("numpy.core.multiarray", "_reconstruct"): PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): PickledArray,
     ("numpy", "ndarray"): _Kind,
     ("numpy", "dtype"): _NumberType,
+    ("_codecs", "encode"): _Encoded,
 }
+for _core in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
+    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = PickledArray
+    _KNOWN[f"{_core}.multiarray", "scalar"] = _Number
+    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _FromBuffer
+
+Step = Callable[[Any], None]
 
 
 # Python's own reader, not the one in C: that one takes memory for whatever number a damaged file names.
 class _PlainUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it asks for {module[:LONGEST_NAME]}.{name[:LONGEST_NAME]}")
         return _KNOWN[module, name]
 
+    def load_build(self) -> None:
+        """Give its state to one of our objects; the standard step would also set attributes of classes."""
+        state = self.stack.pop()  # type: ignore[attr-defined]
+        target = self.stack[-1]  # type: ignore[attr-defined]
+        if not isinstance(target, PickledArray | _NumberType):
+            raise pickle.UnpicklingError("it changes an object that is no array")
+        target.__setstate__(state)
 
-def read_plain(file: BinaryIO, *, where: str) -> Any:
+    def load_setitem(self) -> None:
+        """Enter one pair into a dict."""
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._enter([key, value])
+
+    def load_setitems(self) -> None:
+        """Enter all pairs since the last mark into a dict."""
+        self._enter(self.pop_mark())  # type: ignore[attr-defined]
+
+    def load_dict(self) -> None:
+        """A dict of all pairs since the last mark."""
+        pairs = self.pop_mark()  # type: ignore[attr-defined]
+        self.stack.append({})  # type: ignore[attr-defined]
+        self._enter(pairs)
+
+    def _enter(self, pairs: list[Any]) -> None:
+        # A tuple is no key here: one of 60 levels, each the level below twice, takes 2**60 steps to hash.
+        table = self.stack[-1]  # type: ignore[attr-defined]
+        if not isinstance(table, dict) or len(pairs) % 2:
+            raise pickle.UnpicklingError("it enters values into what is no table")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if type(key) not in (str, bytes, int, Located, _Encoded):
+                raise pickle.UnpicklingError(f"a table with a key of the type {type(key).__name__}")
+            table[key] = value
+
+    # What plain containers and arrays of every protocol need. No sets: they hash what a file builds.
+    dispatch: ClassVar[dict[int, Step]] = {
+        **{
+            code[0]: pickle._Unpickler.dispatch[code[0]]  # type: ignore[attr-defined]
+            for code in (
+                *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
+                *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.FLOAT, pickle.BINFLOAT),
+                *(pickle.INT, pickle.LONG, pickle.LONG1, pickle.BININT, pickle.BININT1, pickle.BININT2),
+                *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
+                *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8, pickle.BYTEARRAY8),
+                *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
+                *(pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.TUPLE),
+                *(pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT),
+                *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE),
+                *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
+                *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
+            )
+        },
+        pickle.BUILD[0]: load_build,
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+
+
+class _Scanner(_PlainUnpickler):
+    """Steps over long strings. It knows the steps that arrays and containers of protocol 2 to 5 need."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(file, encoding="bytes")
+        self.file, self.size, self.kept = file, size, 0
+
+    def scan(self) -> Any:
+        """The object in the file."""
+        self.metastack: list[Any] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
+        self.proto = 0
+        self.read = read = self.file.read
+        self.readline = self._read_name
+        dispatch = self.dispatch
+        try:
+            for _ in range(MOST_STEPS):
+                dispatch[read(1)[0]](self)
+        except pickle._Stop as stop:  # type: ignore[attr-defined]
+            return stop.value
+        raise ValueError(f"it needs more than {MOST_STEPS:,} steps")
+
+    def _read_name(self) -> bytes:
+        return self.file.readline(LONGEST_NAME)
+
+    def load_frame(self) -> None:
+        self.read(8)  # frames say how far to read ahead: of no meaning here
+
+    def _load_bytes(self, nbytes: int, *, text: bool = False) -> None:
+        offset = self.file.tell()
+        if offset + nbytes > self.size:
+            raise EOFError(f"a string of {nbytes:,} bytes in a file that ends at byte {self.size:,}")
+        data = None
+        if self.kept + nbytes <= KEPT:
+            self.kept += nbytes
+            data = self.read(nbytes)
+            if len(data) != nbytes:
+                raise EOFError("it ends inside a string")
+        elif nbytes <= LONG:
+            raise ValueError("it holds too many strings")
+        else:
+            self.file.seek(nbytes, 1)
+        if data is not None and nbytes <= LONG:
+            self.append(data.decode("utf-8", "surrogatepass") if text else data)
+        else:
+            self.append(Located(offset, nbytes, data, text=text))
+
+    def _load_bytes1(self) -> None:
+        self._load_bytes(self.read(1)[0])
+
+    def _load_bytes4(self) -> None:
+        self._load_bytes(struct.unpack("<I", self.read(4))[0])
+
+    def _load_bytes8(self) -> None:
+        self._load_bytes(struct.unpack("<Q", self.read(8))[0])
+
+    def _load_text1(self) -> None:
+        self._load_bytes(self.read(1)[0], text=True)
+
+    def _load_text4(self) -> None:
+        self._load_bytes(struct.unpack("<I", self.read(4))[0], text=True)
+
+    def _load_text8(self) -> None:
+        self._load_bytes(struct.unpack("<Q", self.read(8))[0], text=True)
+
+    dispatch: ClassVar[dict[int, Step]] = {
+        **{
+            code[0]: _PlainUnpickler.dispatch[code[0]]
+            for code in (  # as above, without those of protocol 0 and those that are replaced below
+                *(pickle.PROTO, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
+                *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BINFLOAT),
+                *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+                *(pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.TUPLE),
+                *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS),
+                *(pickle.EMPTY_DICT, pickle.SETITEM, pickle.SETITEMS),
+                *(pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BUILD),
+                *(pickle.BINGET, pickle.LONG_BINGET, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
+            )
+        },
+        pickle.FRAME[0]: load_frame,
+        pickle.SHORT_BINBYTES[0]: _load_bytes1,
+        pickle.SHORT_BINSTRING[0]: _load_bytes1,
+        pickle.BINBYTES[0]: _load_bytes4,
+        pickle.BINSTRING[0]: _load_bytes4,
+        pickle.BINBYTES8[0]: _load_bytes8,
+        pickle.BYTEARRAY8[0]: _load_bytes8,
+        pickle.SHORT_BINUNICODE[0]: _load_text1,
+        pickle.BINUNICODE[0]: _load_text4,
+        pickle.BINUNICODE8[0]: _load_text8,
+    }
+
+
+def read_plain(file: IO[bytes], *, where: str) -> Any:
     """The object in a pickle of dict, list, tuple, bytes, str, numbers and `PickledArray`.
 
     Strings of Python 2 come as bytes. Raises DataError for a pickle that asks for anything else or is cut.
     A small file can still claim much memory: check its digest first where one is known.
     """
-    try:
+    with _damage_named(where):
         return _PlainUnpickler(file, encoding="bytes").load()
+
+
+def scan_plain(file: IO[bytes], size: int, *, where: str) -> Any:
+    """As `read_plain`, but strings longer than `LONG` come as `Located`: of those, 16 MiB are kept.
+
+    `file` stands at its beginning, has `size` bytes and can `seek` forward. Memory stays below about
+    500 MB whatever the file holds. Raises DataError.
+    """
+    with _damage_named(where):
+        return _Scanner(file, size).scan()
+
+
+def whole_numbers(values: Any) -> np.ndarray:
+    """A list of whole numbers, or an array of them, from a pickle: (n,) int64. Raises ValueError."""
+    if isinstance(values, PickledArray):
+        return values.integers()
+    if not isinstance(values, list):
+        raise ValueError("labels that are no list of whole numbers")
+    plain = [value.value if isinstance(value, _Number) else value for value in values]
+    if not all(type(value) is int for value in plain):
+        raise ValueError("labels that are no list of whole numbers")
+    try:
+        return np.array(plain, dtype=np.int64)
+    except OverflowError:
+        raise ValueError("labels larger than any class") from None
+
+
+@contextmanager
+def _damage_named(where: str) -> Iterator[None]:
+    try:
+        yield
     except (
         pickle.UnpicklingError,
         ArithmeticError,
@@ -91,9 +398,10 @@ def read_plain(file: BinaryIO, *, where: str) -> Any:
         TypeError,
         ValueError,
         struct.error,
+        zlib.error,
     ) as error:
         raise DataError(
-            f"a pickle that holds more than plain arrays and containers, or is damaged: {error}",
+            f"a pickle that holds more than plain arrays and containers, or is damaged: {str(error)[:LONGEST_NAME]}",
             where=where,
             fix="download the file again from its official address",
         ) from None
