@@ -3,8 +3,11 @@
 What is in such a file, and reading it: `fastdrpl.loaders.beton_tables`.
 """
 
+import errno
+import fcntl
 import hashlib
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,13 +35,19 @@ from fastdrpl.loaders.beton_tables import (
 )
 from fastdrpl.loaders.errors import DataError
 
+SMALL_PAGE = 1 << 23  # bytes; of larger pages fewer are held
+LARGE_FILE = 1 << 28  # bytes of pixels; such files pass by the system's cache, which costs more than the disk
+
 __all__ = ["BetonWriter", "choose_page_size", "place_raw", "read_tables"]
 
 
 class BetonWriter:
-    """Writes one file row by row with two pages of memory (and the tables, 56 bytes a row).
+    """Writes one file row by row with a few pages of memory (and the tables, 56 bytes a row).
+
+    Pages are written by one thread and hashed by another while the next ones are filled.
 
     Use: `write_raw` or `write_jpeg` until all rows are there, then `finish`; `close` in any case.
+    `direct` writes pages past the system's cache where the disk can do that; default: raw files of 256 MiB or more.
     With `resume=(rows, sizes)` it goes on behind the rows of complete pages that an earlier writer had
     synced; `sizes` are those rows' JPEG lengths (empty when raw). The bytes are those of an unbroken run.
     """
@@ -53,6 +62,7 @@ class BetonWriter:
         store: Literal["raw", "jpeg"] = "raw",
         page_size: int | None = None,
         resume: tuple[int, Sequence[int]] = (0, ()),
+        direct: bool | None = None,
     ) -> None:
         image_bytes = height * width * 3
         page = page_size or choose_page_size(image_bytes)
@@ -71,32 +81,34 @@ class BetonWriter:
         self.done, self.done_in_pages, self.pages, self.used = 0, 0, 0, 0
         if store == "raw":
             self.records["image"]["offset"] = place_raw(self.rows, image_bytes, page)
-        self._buffers = [np.zeros(page, np.uint8), np.zeros(page, np.uint8)]
-        self._hashed: list[Future[None] | None] = [None, None]
+        large = store == "raw" and self.rows * image_bytes >= LARGE_FILE
+        self._direct_pages, self._direct = large if direct is None else direct, False
+        self._buffers = [_aligned(page) for _ in range(4 if page <= SMALL_PAGE else 2)]
+        self._busy: list[list[Future[None]]] = [[] for _ in self._buffers]
         self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
+        self._hashing, self._writing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._broken = False
         rows_done, sizes = resume
         self._file = open(path, "r+b" if rows_done else "wb", buffering=0)  # noqa: SIM115 - closed by close()
         if rows_done:
             self._skip(rows_done, sizes)
         else:
-            self._append(memoryview(self._head()))
+            self._busy[-1] = self._append(memoryview(self._head()), 0)
 
     def write_raw(self, images: np.ndarray) -> None:
-        """Append images: (n, height, width, 3) uint8."""
-        flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
-        if self.store != "raw" or flat.dtype != np.uint8 or flat.shape[1] != self.image_bytes:
+        """Append images: (n, height, width, 3) uint8, in any memory order (a view of colour planes is fast)."""
+        if self.store != "raw" or images.dtype != np.uint8 or math.prod(images.shape[1:]) != self.image_bytes:
             raise ValueError(
                 f"wanted uint8 images of {self.image_bytes} bytes, got {images.dtype} {images.shape}"
             )
-        self._check_room(len(flat))
-        while len(flat):
+        self._check_room(len(images))
+        while len(images):
             if self.page_size - self.used < self.image_bytes:
                 self._flush()
-            n = min(len(flat), (self.page_size - self.used) // self.image_bytes)
+            n = min(len(images), (self.page_size - self.used) // self.image_bytes)
             stop = self.used + n * self.image_bytes
-            self._page[self.used : stop] = flat[:n].reshape(-1)
-            self.used, self.done, flat = stop, self.done + n, flat[n:]
+            _copy(images[:n], self._page[self.used : stop])
+            self.used, self.done, images = stop, self.done + n, images[n:]
 
     def write_jpeg(self, images: Sequence[bytes]) -> None:
         """Append images, each one JPEG file of the size given at the start."""
@@ -118,9 +130,14 @@ class BetonWriter:
         self.done += 1
 
     def sync(self) -> int:
-        """Force complete pages to the disk; returns the rows in them: what `resume` may be given."""
+        """Force complete pages to the disk; returns the rows in them: what `resume` may be given.
+
+        Another thread may call it while rows are written.
+        """
+        self._writing.submit(int).result()  # one thread: all before it are done
+        rows = self.done_in_pages
         os.fsync(self._file.fileno())
-        return self.done_in_pages
+        return rows
 
     def finish(self) -> tuple[int, str]:
         """Write what is left and sync; returns the file's size in bytes and its sha256."""
@@ -131,24 +148,26 @@ class BetonWriter:
         table = np.zeros(self.rows, PLACE)
         table["row"], table["offset"] = self.records["index"], self.records["image"]["offset"]
         table["nbytes"] = self.nbytes
-        self._append(memoryview(table.tobytes()))
+        self._wait()
+        for future in self._append(memoryview(table.tobytes()), self.done):
+            future.result()
         size = self._file.tell()
         if self.store == "jpeg":  # the records were not known when the file began
             self._file.seek(0)
             _write_all(self._file.fileno(), memoryview(self._head()))
         os.fsync(self._file.fileno())
-        self._wait()
         self.close()
         return size, (self._hash.hexdigest() if self.store == "raw" else hash_file(self.path))
 
     def close(self) -> None:
-        """Release file and thread; harmless when already closed."""
-        self._thread.shutdown(wait=True)
+        """Release file and threads; harmless when already closed."""
+        self._hashing.shutdown(wait=True)
+        self._writing.shutdown(wait=True)
         self._file.close()
 
     @property
     def _page(self) -> np.ndarray:
-        return self._buffers[self.pages % 2]
+        return self._buffers[self.pages % len(self._buffers)]
 
     def _check_room(self, n: int) -> None:
         if self.done + n > self.rows:
@@ -166,22 +185,51 @@ class BetonWriter:
         return head.ljust(self.start, b"\0")
 
     def _flush(self) -> None:
-        """Hand the page to the file and to the hashing thread, and go on in the other buffer."""
+        """Hand the page to both threads, and go on in the next buffer."""
         self._page[self.used :] = 0
-        now = self.pages % 2
-        self._hashed[now] = self._append(self._page.data)
-        self.pages, self.used, self.done_in_pages = self.pages + 1, 0, self.done
-        before = self._hashed[1 - now]
-        if before is not None:  # the buffer to be filled next must have been hashed
-            before.result()
+        self._busy[self.pages % len(self._busy)] = self._append(
+            self._page.data, self.done, direct=self._direct_pages
+        )
+        self.pages, self.used = self.pages + 1, 0
+        for future in self._busy[self.pages % len(self._busy)]:  # what the next buffer still held
+            future.result()
 
-    def _append(self, data: memoryview) -> Future[None] | None:
-        hashed = self._thread.submit(self._hash.update, data) if self.store == "raw" else None
-        _write_all(self._file.fileno(), data)
-        return hashed
+    def _append(self, data: memoryview, rows: int, *, direct: bool = False) -> list[Future[None]]:
+        futures = [self._writing.submit(self._write, data, rows, direct)]
+        if self.store == "raw":
+            futures.append(self._hashing.submit(self._hash.update, data))
+        return futures
+
+    def _write(self, data: memoryview, rows: int, direct: bool) -> None:
+        """Append to the file; `rows` are in it then. After an error nothing more is written."""
+        if self._broken:
+            return
+        self._broken = True
+        direct, begin = direct and self._direct_pages, self._file.tell()
+        try:
+            self._switch(direct)
+            _write_all(self._file.fileno(), data)
+        except OSError as error:
+            if not direct or error.errno != errno.EINVAL:
+                raise
+            self._direct_pages = False  # this disk knows only the usual way: the bytes are the same
+            self._switch(False)
+            self._file.seek(begin)
+            _write_all(self._file.fileno(), data)
+        self._broken, self.done_in_pages = False, rows
+
+    def _switch(self, direct: bool) -> None:
+        """Turn the cache off or on for what is written next. Raises OSError (EINVAL) where it cannot be."""
+        if direct != self._direct:
+            flag = getattr(os, "O_DIRECT", 0)
+            flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+            fcntl.fcntl(self._file, fcntl.F_SETFL, flags | flag if direct else flags & ~flag)
+            self._direct = direct
 
     def _wait(self) -> None:
-        self._thread.submit(int).result()  # one thread: all before it are done
+        for number in range(len(self._busy)):  # the oldest first: its error is the cause
+            for future in self._busy[(self.pages + number) % len(self._busy)]:
+                future.result()
 
     def _skip(self, rows_done: int, sizes: Sequence[int]) -> None:
         """Take over complete pages of an earlier writer."""
@@ -205,6 +253,21 @@ class BetonWriter:
         if self.store == "raw":
             hash_into(self._hash, self.path)
         self._file.seek(end)
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+    """Zeros that begin at a page of the memory, as direct writing wants it."""
+    return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+
+
+def _copy(images: np.ndarray, out: np.ndarray) -> None:
+    """(n, ...) images into n * image bytes. Colour by colour is the fast way where the colours lie in planes."""
+    rows = out.reshape(images.shape)
+    if images.ndim == 4 and not images.flags.c_contiguous:
+        for colour in range(images.shape[3]):
+            rows[..., colour] = images[..., colour]
+    else:
+        rows[...] = images
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

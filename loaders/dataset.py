@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastdrpl.loaders.beton_tables import PREPARE_AGAIN, hash_file, read_tables
+from fastdrpl.loaders.beton_tables import PREPARE_AGAIN, Tables, hash_file, read_tables
 from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.shards import Shard, deal_rows, shard_name
 
 SCHEMA = 1  # of dataset.json; raise it when a reader of the old one would be misled
 MANIFEST = "dataset.json"
@@ -33,6 +34,7 @@ class Split:
     offset: np.ndarray  # (rows,) int64: first byte of the image in the file
     nbytes: np.ndarray  # (rows,) int64
     page_size: int  # bytes, a power of two; no image crosses a page
+    shards: tuple[Shard, ...] = ()  # the same images as tar shards, if it was prepared with --format shards
 
     def __len__(self) -> int:
         return len(self.label)
@@ -42,8 +44,9 @@ class Split:
 class Source:
     """What a dataset was prepared from."""
 
-    kind: str  # "digits", "cifar10", "cifar100" or "folder"
+    kind: str  # as `fastdrpl prepare` calls it
     fingerprint: str  # sha256 over the source's files
+    labels_checked: bool  # False: nobody vouches for the labels
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def open_dataset(path: Path, *, verify: bool = False) -> Dataset:
         return Dataset(
             path=path,
             name=manifest["name"],
-            source=Source(manifest["source"]["kind"], manifest["source"]["fingerprint"]),
+            source=_source(manifest["source"]),
             class_names=tuple(manifest["class_names"]),
             superclass=None if coarse is None else tuple(coarse),
             superclass_names=None if coarse_names is None else tuple(coarse_names),
@@ -142,6 +145,11 @@ def open_dataset(path: Path, *, verify: bool = False) -> Dataset:
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _mismatch(path / MANIFEST, f"a field is missing or of a wrong type ({error!r})") from None
+
+
+def _source(entry: dict[str, Any]) -> Source:
+    kind = entry["kind"]  # manifests written before version 0.2 do not say whether labels were checked
+    return Source(kind, entry["fingerprint"], bool(entry.get("labels_checked", kind != "folder")))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -187,6 +195,25 @@ def _check_size(file: Path, wanted: int) -> None:
         raise _mismatch(file, f"it has {size} bytes, wanted {wanted}")
 
 
+def split_of(
+    name: str, path: Path, tables: Tables, valid: np.ndarray, shards: tuple[Shard, ...] = ()
+) -> Split:
+    """A split from the tables of its file; `valid`: (rows,) bool."""
+    return Split(
+        name=name,
+        path=path,
+        height=tables.height,
+        width=tables.width,
+        store=tables.store,
+        label=tables.label,
+        valid=valid,
+        offset=tables.offset,
+        nbytes=tables.nbytes,
+        page_size=tables.page_size,
+        shards=shards,
+    )
+
+
 def _open_split(path: Path, name: str, manifest: dict[str, Any]) -> Split:
     entry, file = manifest["splits"][name], path / f"{name}.beton"
     tables = read_tables(file)
@@ -199,17 +226,22 @@ def _open_split(path: Path, name: str, manifest: dict[str, Any]) -> Split:
         raise _mismatch(path / MANIFEST, "a quarantined row is outside the file")
     valid = np.ones(len(tables.label), dtype=bool)
     valid[quarantined] = False
-    return Split(
-        name=name,
-        path=file,
-        height=tables.height,
-        width=tables.width,
-        store=tables.store,
-        label=tables.label,
-        valid=valid,
-        offset=tables.offset,
-        nbytes=tables.nbytes,
-        page_size=tables.page_size,
+    counts = [int(shard["samples"]) for shard in entry.get("shards", ())]
+    names = [shard_name(name, number) for number in range(len(counts))]
+    if names != [shard["name"] for shard in entry.get("shards", ())] or min(counts, default=1) < 1:
+        raise _mismatch(path / MANIFEST, "its shards are others")
+    shards = [path / shard for shard in names]
+    return split_of(
+        name,
+        file,
+        tables,
+        valid,
+        shards=tuple(
+            Shard(shard, shard.with_suffix(".idx"), rows)
+            for shard, rows in zip(shards, deal_rows(valid, counts), strict=True)
+        )
+        if counts
+        else (),
     )
 
 

@@ -1,6 +1,7 @@
 """From the bytes of a prepared split to pixels, one row at a time. Needs numpy and pillow only."""
 
 import io
+import os
 
 import numpy as np
 from PIL import Image
@@ -39,6 +40,20 @@ def map_file(split: Split) -> np.ndarray:
     if size == 0:  # which cannot be mapped
         return np.empty(0, np.uint8)
     return np.memmap(split.path, np.uint8, mode="r")
+
+
+def check_length(split: Split, file: np.ndarray) -> None:
+    """Raise DataError if the mapped file has become shorter: reading beyond its end would end the process."""
+    try:
+        size = os.stat(split.path).st_size
+    except FileNotFoundError:  # what is mapped stays
+        return
+    if size < len(file):
+        raise DataError(
+            f"the file was cut to {size} bytes while it was read, of {len(file)}",
+            where=str(split.path),
+            fix="prepare the dataset again, and leave its files alone while a run reads them",
+        )
 
 
 def decode_row(split: Split, file: np.ndarray, row: int) -> np.ndarray:

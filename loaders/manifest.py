@@ -3,6 +3,7 @@
 import csv
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,31 @@ from fastdrpl.loaders.beton_tables import hash_file, read_tables
 from fastdrpl.loaders.dataset import MANIFEST, SCHEMA, Dataset, content_fingerprint, ids_path
 from fastdrpl.loaders.errors import DataError
 from fastdrpl.loaders.prepare_config import PrepareConfig, relevant_options
+from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.shard_writer import WrittenShard
 from fastdrpl.loaders.sources.source import OpenedSource, Part
 from fastdrpl.loaders.unfinished import Progressed
 
 QUARANTINE = "quarantine.csv"
+_LEAVE_OUT = {  # kind of source -> what to do about a class without a single sound image
+    "folder": "repair its images, or remove its folder",
+    "table": "repair its images, or remove its lines from the table",
+    "webdataset": "repair its images, or leave its samples out of the shards",
+    "huggingface": "repair its images, or leave its rows out of the data set",
+}
 
 
 def write_manifest(
-    config: PrepareConfig, source: OpenedSource, finished: dict[str, Progressed], work: Path
+    config: PrepareConfig,
+    source: OpenedSource,
+    finished: dict[str, Progressed],
+    work: Path,
+    shards: Mapping[str, Sequence[WrittenShard]],
 ) -> None:
-    """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images."""
+    """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images.
+
+    `shards`: split -> its tar shards; empty for a set without them.
+    """
     splits: dict[str, Any] = {}
     files: dict[str, Any] = {}
     with open(work / QUARANTINE, "w", newline="", encoding="utf-8") as file:
@@ -36,8 +52,14 @@ def write_manifest(
         part = source.parts[name]
         quarantined = [row for row, _ in state.bad]
         if name == "train":
-            _check_classes(source, part, state)
+            _check_classes(config, source, part, state)
         splits[name] = {"rows": len(part.labels), "quarantined": quarantined}
+        if name in shards:
+            splits[name]["shards"] = [
+                {"name": shard.name, "samples": shard.samples} for shard in shards[name]
+            ]
+            for shard in shards[name]:
+                files |= shard.files()
         if part.ids is not None:
             lines = "".join(json.dumps(line) + "\n" for line in part.ids)
             ids_path(work, name).write_text(lines, encoding="ascii")
@@ -51,7 +73,11 @@ def write_manifest(
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "name": source.name,
-        "source": {"kind": source.kind, "fingerprint": source.fingerprint},
+        "source": {
+            "kind": source.kind,
+            "fingerprint": source.fingerprint,
+            "labels_checked": source.labels_checked,
+        },
         "config": relevant_options(config),
         "height": source.height,
         "width": source.width,
@@ -70,16 +96,17 @@ def write_manifest(
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
 
 
-def _check_classes(source: OpenedSource, part: Part, state: Progressed) -> None:
+def _check_classes(config: PrepareConfig, source: OpenedSource, part: Part, state: Progressed) -> None:
     good = np.bincount(part.labels, minlength=len(source.class_names))
+    there = good > 0
     good -= np.bincount(part.labels[[row for row, _ in state.bad]], minlength=len(good))
-    empty = np.flatnonzero(good == 0)
+    empty = np.flatnonzero((good == 0) & (there | (not source.may_lack_classes)))
     if len(empty):
         reasons = ", ".join(sorted({reason for row, reason in state.bad if part.labels[row] == empty[0]}))
         raise DataError(
             f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons or 'it has none'})",
-            where=source.name,
-            fix="repair its images, or remove its folder",
+            where=printable(str(config.source or source.name)),
+            fix=_LEAVE_OUT.get(config.kind, "download its images again"),
         )
 
 
@@ -91,7 +118,8 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
     for name, split in dataset.splits.items():
         bad = int((~split.valid).sum())
         text = f"{name}: {len(split):,} images of {split.width}x{split.height}, {split.store}"
-        lines.append(text + (f", {bad:,} of them quarantined" if bad else ""))
+        text += f", {bad:,} of them quarantined" if bad else ""
+        lines.append(text + (f"; {len(split.shards):,} tar shards" if split.shards else ""))
     if not dataset.has("test"):
         lines.append("There is no test set: accuracies will be empty.")
     with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:

@@ -7,11 +7,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastdrpl.loaders.beton import BetonWriter, choose_page_size
+from fastdrpl.loaders.continuing import take_up
 from fastdrpl.loaders.dataset import (
     MANIFEST,
     SCHEMA,
@@ -21,10 +23,18 @@ from fastdrpl.loaders.dataset import (
 )
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.manifest import describe, write_manifest
-from fastdrpl.loaders.prepare_config import PrepareConfig, check_config, relevant_options
+from fastdrpl.loaders.prepare_config import (
+    PrepareConfig,
+    check_config,
+    refuse_out_in_source,
+    relevant_options,
+)
 from fastdrpl.loaders.progress import Progress
+from fastdrpl.loaders.shard_writer import overhead_per_sample, write_shards
+from fastdrpl.loaders.sources.opening import open_source
 from fastdrpl.loaders.sources.source import OpenedSource, Part, Piece
 from fastdrpl.loaders.unfinished import Journal, Progressed, hold_lock, publish, remove, work_folder
+from fastdrpl.loaders.unpacking import unpacked_source
 
 SECONDS_BETWEEN_ENTRIES = 2.0  # of the journal: the work that a kill can cost
 
@@ -33,18 +43,28 @@ def prepare(config: PrepareConfig, *, quiet: bool = False) -> Dataset:
     """Make the prepared dataset `config.out`, or check it if it is there already.
 
     Raises UserError for a request that cannot be carried out, DataError for damaged input or a full disk.
-    Nothing incomplete ever stands under the final name. `quiet` prints nothing.
+    Nothing incomplete ever stands under the final name. `quiet` prints nothing. A KeyboardInterrupt passes
+    through, and says it where the same command continues.
     """
     began = time.monotonic()
     check_config(config)
+    refuse_out_in_source(config)
     out = Path(os.path.abspath(config.out))
+    try:
+        return _prepare(config, out, began, quiet)
+    except KeyboardInterrupt:
+        if (work_folder(out) / "journal").exists():
+            raise KeyboardInterrupt("the same command continues") from None
+        raise
+
+
+def _prepare(config: PrepareConfig, out: Path, began: float, quiet: bool) -> Dataset:
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with hold_lock(out):
+        with hold_lock(out), unpacked_source(config, out, _silent if quiet else _say) as config:
             if _is_occupied(out):
                 return _check_finished(config, out, quiet)
-            source = _open_source(config)
-            return _make(config, source, out, began, quiet)
+            return _make(config, open_source(config), out, began, quiet)
 
 
 def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, quiet: bool) -> Dataset:
@@ -53,13 +73,11 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
         say(note)
     work, key = work_folder(out), _key(config, source)
     journal = Journal(work / "journal", key)
-    resumed = source.journal and journal.load()
+    resumed = source.journal and take_up(journal, source, work, say)
     if resumed:
         done = sum(split.rows for split in journal.splits.values())
         say(f"Continuing an unfinished prepare: {done:,} images are done.")
     else:
-        if (work / "journal").exists():
-            say("The unfinished folder is of another source or configuration: starting over.")
         remove(work)
     _check_space(config, source, work, out)
     try:
@@ -70,7 +88,12 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
             name: _write_split(config, source, name, part, work, journal if source.journal else None, quiet)
             for name, part in source.parts.items()
         }
-        write_manifest(config, source, finished, work)
+        shards = {}
+        if config.format == "shards":
+            shards = write_shards(
+                work, {name: [row for row, _ in state.bad] for name, state in finished.items()}, quiet=quiet
+            )
+        write_manifest(config, source, finished, work, shards)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
     finally:
@@ -95,16 +118,18 @@ def _write_split(
     before = journal.splits.get(name, Progressed()) if journal else Progressed()
     if before.finished:
         return before
+    path = work / f"{name}.beton"
+    try:
+        writer = _open_writer(config, source, part, path, before)
+    except DataError as error:  # shorter than the journal says, as a disk leaves it that lost its power
+        if journal is None:
+            raise
+        (_silent if quiet else _say)(f"{path.name}: {error.what}: it is made again.")
+        journal.forget(name)
+        before = Progressed()
+        writer = _open_writer(config, source, part, path, before)
     row = safe = before.rows
     bad = list(before.bad)
-    writer = BetonWriter(
-        work / f"{name}.beton",
-        part.labels,
-        height=source.height,
-        width=source.width,
-        store=config.store,
-        resume=(row, list(before.sizes)),
-    )
 
     def write_down(stop: int, **more: Any) -> None:
         sizes = writer.nbytes[safe:stop].tolist() if config.store == "jpeg" else []
@@ -112,8 +137,13 @@ def _write_split(
         if journal:
             journal.add({"split": name, "rows": stop, "sizes": sizes, "bad": new} | more)
 
-    with closing(writer), Progress(name, len(part.labels), start=row, quiet=quiet) as bar:
+    with (
+        closing(writer),
+        ThreadPoolExecutor(1) as background,  # to sync takes as long as to write
+        Progress(name, len(part.labels), start=row, quiet=quiet) as bar,
+    ):
         last = time.monotonic()
+        synced: Future[int] | None = None
         for piece in part.read(row):
             _write_piece(writer, piece, config.quality)
             bad += [(row + position, reason) for position, reason in piece.bad]
@@ -121,14 +151,31 @@ def _write_split(
             bar.advance(len(piece.images))
             if bad:
                 bar.note(f"{len(bad):,} unreadable")
-            due = time.monotonic() - last >= SECONDS_BETWEEN_ENTRIES
-            if journal and due and writer.done_in_pages > safe:
-                stop = writer.sync()
+            if synced is not None and synced.done():
+                stop, synced = synced.result(), None
                 write_down(stop)
                 safe, last = stop, time.monotonic()
+            due = time.monotonic() - last >= SECONDS_BETWEEN_ENTRIES
+            if journal and due and synced is None and writer.done_in_pages > safe:
+                synced = background.submit(writer.sync)
+        if synced is not None:
+            synced.result()
         size, digest = writer.finish()
     write_down(len(part.labels), finished=(size, digest))
     return Progressed(len(part.labels), [], bad, (size, digest))
+
+
+def _open_writer(
+    config: PrepareConfig, source: OpenedSource, part: Part, path: Path, before: Progressed
+) -> BetonWriter:
+    return BetonWriter(
+        path,
+        part.labels,
+        height=source.height,
+        width=source.width,
+        store=config.store,
+        resume=(before.rows, list(before.sizes)),
+    )
 
 
 def _write_piece(writer: BetonWriter, piece: Piece, quality: int) -> None:
@@ -140,30 +187,6 @@ def _write_piece(writer: BetonWriter, piece: Piece, quality: int) -> None:
         writer.write_jpeg([encode_jpeg(image, quality) for image in piece.images])
     else:
         writer.write_raw(piece.images)
-
-
-def _open_source(config: PrepareConfig) -> OpenedSource:
-    if config.kind == "digits":
-        from fastdrpl.loaders.sources.digits import open_digits
-
-        return open_digits(config.seed)
-    if config.source is None:
-        raise UserError(f"{config.kind} needs --source")
-    if config.kind == "folder":
-        from fastdrpl.loaders.sources.folder import open_folder  # needs Pillow
-        from fastdrpl.loaders.sources.pictures import Target
-
-        return open_folder(
-            config.source,
-            target=Target(config.size, config.store, config.quality),
-            test_fraction=config.test_fraction,
-            classes=config.classes,
-            workers=config.workers,
-            seed=config.seed,
-        )
-    from fastdrpl.loaders.sources.cifar import open_cifar
-
-    return open_cifar(config.kind, config.source)
 
 
 def _check_finished(config: PrepareConfig, out: Path, quiet: bool) -> Dataset:
@@ -184,7 +207,7 @@ def _check_finished(config: PrepareConfig, out: Path, quiet: bool) -> Dataset:
             fix="choose another --out, or remove the folder",
         )
     dataset = open_dataset(out, verify=True)
-    source = _open_source(config)
+    source = open_source(config)
     for what, old, new in (
         ("class order", dataset.class_names, source.class_names),
         ("files", dataset.source.fingerprint, source.fingerprint),
@@ -215,7 +238,10 @@ def _check_space(config: PrepareConfig, source: OpenedSource, work: Path, out: P
         -(-n // (page // image)) * page if config.store == "raw" else n * (image // 3 + 1024) for n in rows
     ]
     needed = sum(stored) + sum(rows) * 200 + len(rows) * 2 * page
+    if config.format == "shards":
+        needed += sum(stored) + sum(rows) * overhead_per_sample(source.width, source.height)
     there = sum(path.stat().st_size for path in work.glob("*.beton"))
+    there += sum(path.stat().st_size for path in work.glob("*.tar"))
     free = shutil.disk_usage(out.parent).free
     if needed - there > free:
         raise DataError(
@@ -242,7 +268,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
 def _key(config: PrepareConfig, source: OpenedSource) -> str:
     """What an unfinished folder must have been made from to be continued."""
     content = [SCHEMA, relevant_options(config), source.fingerprint]
-    if source.kind == "folder":
+    if source.decoded_by_pillow:
         import PIL
 
         content.append(PIL.__version__)  # another version may decode to other pixels

@@ -3,34 +3,74 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastdrpl.loaders.errors import UserError
+from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.sources.imagenet_photos import find_photos
+
+Kind = Literal[
+    "digits",
+    "cifar10",
+    "cifar100",
+    "imagenet32",
+    "imagenet64",
+    "webvision",
+    "folder",
+    "table",
+    "webdataset",
+    "huggingface",
+]
+_OWN = ("folder", "table", "webdataset", "huggingface")  # your own images: no published test set, any classes
+_PHOTOS = ("webvision", *_OWN)  # images of any size
+_LISTED = ("webvision", "folder", "webdataset", "huggingface")  # whose source is whatever lies in a folder
+
+# Options that not every kind knows: field -> the kinds that do.
+_KNOWN_BY: dict[str, tuple[str, ...]] = {
+    "size": _PHOTOS,
+    "test_fraction": _OWN,
+    "classes": _OWN,
+    "first": ("webvision",),
+    "google_only": ("webvision",),
+    "subset": ("imagenet32", "imagenet64"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Make a prepared dataset out of what you downloaded."""
 
-    kind: Literal["digits", "cifar10", "cifar100", "folder"]
+    kind: Kind
     """What the source is. digits needs no source: it comes with scikit-learn."""
     source: Path | None = None
     """CIFAR: the official archive, the unpacked folder, or the folder that holds one of them.
-    folder: train/<class>/* with test/<class>/* or val/<class>/*, or one folder of class folders."""
+    imagenet32, imagenet64: the folder of the published batch files (pickled or npz), or of full-size photos.
+    webvision: the folder that holds info/, google/ and flickr/.
+    folder: train/<class>/* with test/<class>/* or val/<class>/*, or one folder of class folders.
+    table: a .csv or .parquet file with the columns path, label and perhaps split.
+    webdataset: a folder of tar shards. huggingface: a folder written by `datasets`."""
     out: Path
     """The folder to make. It appears when it is complete; a repeated command checks it."""
     size: int = 256
-    """folder: height and width in pixels that every image is resized to."""
+    """Photos: height and width in pixels that every image is resized to."""
     store: Literal["raw", "jpeg"] = "raw"
     """raw pixels are the fastest to read; jpeg needs a fraction of the disk."""
-    quality: int = 95
-    """Quality of stored JPEG, 1 to 100."""
+    quality: int = 90
+    """Quality of stored JPEG, 1 to 100. Above 90 the fast decoder of ffcv is off by more than 8 of 255 levels."""
+    format: Literal["beton", "shards"] = "beton"
+    """shards: tar shards with DALI index files as well, for training from storage that is read in a row."""
     test_fraction: float = 0.0
-    """folder without a test set: the fraction of each class that becomes one. Its labels may be wrong too."""
+    """Own images without a test set: the fraction of each class that becomes one. Its labels may be wrong too."""
     classes: Path | None = None
-    """folder: a text file with one class name a line that gives the order of the classes; default: sorted."""
+    """Own images: a text file with one class name a line that gives the order of the classes; default: sorted."""
+    first: int = 50
+    """webvision: how many classes, from the first of info/synsets.txt on; 1000 = all."""
+    google_only: bool = False
+    """webvision: leave the images from Flickr out."""
+    subset: bool = False
+    """imagenet32, imagenet64: accept fewer images than the published set; said so in the notes."""
     workers: int = 0
-    """folder: processes that decode images; 0 means one per core."""
+    """Processes that decode images; 0 means one per core."""
     seed: int = 1
     """Which images go to the test set where the source has none."""
 
@@ -41,25 +81,43 @@ def check_config(config: PrepareConfig) -> None:
         ("size", config.size, 1 <= config.size <= 4096, "1 to 4096"),
         ("quality", config.quality, 1 <= config.quality <= 100, "1 to 100"),
         ("test-fraction", config.test_fraction, 0 <= config.test_fraction < 1, "0 or more, less than 1"),
+        ("first", config.first, 2 <= config.first <= 1000, "2 to 1000"),
         ("workers", config.workers, 0 <= config.workers <= 1024, "0 to 1024"),
         ("seed", config.seed, 0 <= config.seed < 1 << 64, "0 to 2**64 - 1"),
     )
     for name, value, good, wanted in ranges:
         if not good:
             raise UserError(f"--{name} is {value}, wanted {wanted}")
-    if config.kind not in ("digits", "cifar10", "cifar100", "folder"):
-        raise UserError(f"unknown kind {config.kind!r}", fix="one of digits, cifar10, cifar100, folder")
+    if config.kind not in get_args(Kind):
+        raise UserError(f"unknown kind {config.kind!r}", fix=f"one of {', '.join(get_args(Kind))}")
     if config.kind == "digits" and config.source is not None:
         raise UserError("digits come with scikit-learn and take no --source", where=str(config.source))
     if config.kind != "digits" and config.source is None:
         raise UserError(f"{config.kind} needs --source", fix="give --source FOLDER")
     if config.source is not None and not config.source.exists():
         raise UserError("the source does not exist", where=str(config.source))
-    for name in ("size", "test_fraction", "classes"):
-        if config.kind != "folder" and getattr(config, name) != getattr(PrepareConfig, name):
-            raise UserError(f"--{name.replace('_', '-')} is for kind folder, not for {config.kind}")
+    for name, kinds in _KNOWN_BY.items():
+        if config.kind not in kinds and getattr(config, name) != getattr(PrepareConfig, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} is for kind {' or '.join(kinds)}, not for {config.kind}")
     if not Path(os.path.abspath(config.out)).name:
         raise UserError("--out needs a folder name", where=str(config.out))
+
+
+def refuse_out_in_source(config: PrepareConfig) -> None:
+    """Raises UserError where the output would lie among the images of a source that is a folder of them."""
+    source = config.source
+    if source is None or not source.is_dir():
+        return
+    lists_images = config.kind in _LISTED or (
+        config.kind in ("imagenet32", "imagenet64") and find_photos(source) is not None
+    )
+    if lists_images and Path(os.path.realpath(config.out)).is_relative_to(os.path.realpath(source)):
+        raise UserError(
+            "--out lies inside the source: it would become a part of it",
+            where=printable(str(config.out)),
+            fix="choose an --out beside the source",
+        )
 
 
 def relevant_options(config: PrepareConfig) -> dict[str, Any]:
@@ -67,8 +125,11 @@ def relevant_options(config: PrepareConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"kind": config.kind, "store": config.store}
     if config.store == "jpeg":
         options["quality"] = config.quality
-    if config.kind == "folder":
-        options |= {"size": config.size, "test_fraction": config.test_fraction}
+    if config.format != "beton":
+        options["format"] = config.format
+    for name, kinds in _KNOWN_BY.items():
+        if config.kind in kinds and name != "classes":  # their order is in the content itself
+            options[name] = getattr(config, name)
     if config.kind == "digits" or config.test_fraction:
         options["seed"] = config.seed
     return options

@@ -23,6 +23,10 @@ class Progressed:
     finished: tuple[int, str] | None = None  # (bytes, sha256)
 
 
+class UnreadableJournal(Exception):
+    """A journal whose lines are not what `Journal` writes."""
+
+
 class Journal:
     """Lines of JSON, each synced before the next piece of work begins. A torn last line counts as absent."""
 
@@ -31,15 +35,22 @@ class Journal:
         self.splits: dict[str, Progressed] = {}
 
     def load(self) -> bool:
-        """Read what an earlier process left; False if there is none, or it is of other work."""
+        """Read what an earlier process left; False if there is none, or it is of other work.
+
+        Raises UnreadableJournal for lines that nobody wrote, as a disk leaves them that lost its power.
+        """
         try:
             lines = self.path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return False
         if not lines or lines[0] != json.dumps({"key": self.key}).encode():
             return False
-        for line in lines[1:]:
-            self._take(json.loads(line))
+        self.splits = {}
+        try:
+            for line in lines[1:]:
+                self._take(json.loads(line))
+        except (ValueError, TypeError, LookupError, AttributeError):
+            raise UnreadableJournal(str(self.path)) from None
         with open(self.path, "r+b") as file:
             file.truncate(sum(len(line) + 1 for line in lines))
         return True
@@ -54,14 +65,20 @@ class Journal:
         self._take(entry)
         self._write(entry)
 
+    def forget(self, split: str) -> None:
+        """Write down that nothing of a split is done."""
+        self.add({"split": split, "rows": 0, "sizes": [], "bad": [], "again": True})
+
     def _take(self, entry: dict[str, Any]) -> None:
+        if entry.get("again"):
+            self.splits[entry["split"]] = Progressed()
         split = self.splits.setdefault(entry["split"], Progressed())
-        split.rows = entry["rows"]
-        split.sizes += entry["sizes"]
-        split.bad += [(row, reason) for row, reason in entry["bad"]]
+        split.rows = int(entry["rows"])
+        split.sizes += map(int, entry["sizes"])
+        split.bad += [(int(row), str(reason)) for row, reason in entry["bad"]]
         if entry.get("finished"):
             size, digest = entry["finished"]
-            split.finished = (size, digest)
+            split.finished = (int(size), str(digest))
 
     def _write(self, entry: dict[str, Any]) -> None:
         with open(self.path, "ab") as file:

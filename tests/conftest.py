@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ from hypothesis import settings
 # each other would make everything ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("calm", deadline=None)  # a busy machine is no defect; pytest ends what hangs
 settings.load_profile("calm")
@@ -49,3 +54,12 @@ def real_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             done.touch()
     return out
+
+
+@pytest.fixture(scope="session")
+def real_meta() -> Path:
+    """A folder with `imagenet_val_confusion.npz` (real counts of four networks) and the published class lists."""
+    folder = _find_real_data()
+    if folder is None or not (folder / "meta").is_dir():
+        pytest.skip("real confusion of ImageNet: set FASTDRPL_REAL_DATA to a folder with meta/")
+    return folder / "meta"

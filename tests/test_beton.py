@@ -1,5 +1,6 @@
 """The compiled file: written in any pieces, read back, and never trusted when damaged."""
 
+import errno
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastdrpl.loaders import beton
 from fastdrpl.loaders.beton import BetonWriter, choose_page_size, place_raw, read_tables
 from fastdrpl.loaders.beton_tables import SMALLEST_PAGE
 from fastdrpl.loaders.errors import DataError
@@ -111,7 +113,9 @@ def test_resuming_at_a_page_gives_the_unbroken_file(tmp_path: Path, store: Any) 
     sizes = sizes if store == "jpeg" else []
     resume = (rows, sizes)
     with closing(
-        BetonWriter(tmp_path / "broken", labels, height=128, width=128, store=store, resume=resume)
+        BetonWriter(
+            tmp_path / "broken", labels, height=128, width=128, store=store, resume=resume, direct=True
+        )
     ) as writer:
         write(writer, rows, 400)
         assert writer.finish() == whole
@@ -232,7 +236,7 @@ def test_a_missing_file_and_a_folder_are_data_errors(tmp_path: Path) -> None:
             read_tables(path)
 
 
-def test_writing_needs_two_pages_and_not_the_file(tmp_path: Path) -> None:
+def test_writing_needs_a_few_pages_and_not_the_file(tmp_path: Path) -> None:
     labels = np.zeros(8000, np.int64)  # 25 MB of pixels
     piece = random_images(100, 32)
     tracemalloc.start()
@@ -243,10 +247,77 @@ def test_writing_needs_two_pages_and_not_the_file(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert os.path.getsize(tmp_path / "a") > 24e6
-    assert peak < 3 * SMALLEST_PAGE + 4 * 56 * 8000
+    assert peak < 5 * SMALLEST_PAGE + 4 * 56 * 8000
 
 
 def to_jpeg(image: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(image).save(out, "JPEG", quality=95)
     return out.getvalue()
+
+
+def test_a_view_of_colour_planes_gives_the_same_file(tmp_path: Path) -> None:
+    images = random_images(700, 64)
+    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(700, -1)
+    view = planes.reshape(-1, 3, 64, 64).transpose(0, 2, 3, 1)
+    assert not view.flags.c_contiguous
+    labels = np.zeros(700, np.int64)
+    assert write_raw(tmp_path / "a", view, labels, [100, 101]) == write_raw(tmp_path / "b", images, labels)
+
+
+def test_after_a_failed_write_nothing_more_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = beton._write_all, []
+
+    def fail_once(descriptor: int, data: memoryview) -> None:
+        calls.append(len(data))
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, "full for a moment")
+        real(descriptor, data)
+
+    monkeypatch.setattr(beton, "_write_all", fail_once)
+    labels = np.zeros(20_000, np.int64)
+    writer = BetonWriter(tmp_path / "a", labels, height=32, width=32)
+    with closing(writer), pytest.raises(OSError, match="for a moment"):
+        for _ in range(200):
+            writer.write_raw(random_images(100, 32))
+        writer.finish()
+    assert len(calls) == 4 and writer.done_in_pages == 2 * (SMALLEST_PAGE // 3072)  # the head and two pages
+
+
+@pytest.mark.parametrize("fails", [None, "switch", "write"])
+def test_writing_past_the_cache_gives_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str | None
+) -> None:
+    """Also where the disk refuses it, at once or at the first page."""
+    images, labels = random_images(2000, 32), np.arange(2000)
+    wanted = write_raw(tmp_path / "b", images, labels)
+    real_write, real_fcntl, direct = beton._write_all, beton.fcntl.fcntl, []
+
+    def write(descriptor: int, data: memoryview) -> None:
+        is_direct = bool(real_fcntl(descriptor, beton.fcntl.F_GETFL) & os.O_DIRECT)
+        direct.append(is_direct)
+        if fails == "write" and is_direct:
+            os.write(descriptor, data[:4096])
+            raise OSError(errno.EINVAL, "not on this disk")
+        real_write(descriptor, data)
+
+    def control(file: Any, command: int, *flags: int) -> Any:
+        if fails == "switch" and flags and flags[0] & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "not on this disk")
+        return real_fcntl(file, command, *flags)
+
+    monkeypatch.setattr(beton, "_write_all", write)
+    monkeypatch.setattr(beton.fcntl, "fcntl", control)
+    writer = BetonWriter(tmp_path / "a", labels, height=32, width=32, direct=True)
+    with closing(writer):
+        writer.write_raw(images)
+        assert writer.finish()[1] == wanted
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert not direct[0] and not direct[-1]  # the head and the table
+    if fails is None and not writer._direct_pages:
+        return  # the temporary folder is on a disk that knows no direct writing
+    assert direct == {None: [False, True, True, True, False], "switch": [False] * 5}.get(
+        fails, [False, True, *[False] * 4]
+    )

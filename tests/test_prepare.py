@@ -4,10 +4,12 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdrpl.loaders import beton, unfinished
+from fastdrpl.loaders import beton, shard_writer, unfinished
 from fastdrpl.loaders import prepare as prepare_module
+from fastdrpl.loaders.beton_tables import choose_page_size
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.prepare import PrepareConfig, describe, prepare
 from fastdrpl.loaders.progress import Progress
+from fastdrpl.loaders.sources.opening import open_source
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -263,8 +267,209 @@ def test_an_output_below_a_file_is_a_user_error(tmp_path: Path) -> None:
         prepare(PrepareConfig(kind="digits", out=tmp_path / "file" / "out"), quiet=True)
 
 
+def stop_in_the_middle(config: PrepareConfig, monkeypatch: pytest.MonkeyPatch, *, shards: int = 0) -> Path:
+    """A prepare that ends when its training images (and so many shards) are done; returns its unfinished folder."""
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stopped
+
+    left = [shards]
+    write_shard = shard_writer._write_shard
+
+    def write_or_stop(*arguments: Any) -> Any:
+        left[0] -= 1
+        return write_shard(*arguments) if left[0] >= 0 else stop()
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(shard_writer, "_write_shard", write_or_stop)
+        patch.setattr(prepare_module, "write_manifest", stop)
+        prepare(config, quiet=True)
+    return unfinished.work_folder(config.out)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("few") / "photos", 60)
+
+
+def both(photos: Path, folder: Path, **options: Any) -> tuple[PrepareConfig, Path]:
+    """A configuration, and the same set prepared without a break."""
+    options = {"kind": "folder", "source": photos, "size": 16, "test_fraction": 0.2} | options
+    prepare(PrepareConfig(out=folder / "whole", **options), quiet=True)
+    return PrepareConfig(out=folder / "out", **options), folder / "whole"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda work: flip_byte(work / "train.beton", 5000), "train.beton .* has changed"),
+        (lambda work: os.truncate(work / "train.beton", 5000), "train.beton .* has 5,000 bytes"),
+        (lambda work: (work / "train.beton").unlink(), "train.beton .* is missing"),
+        (
+            lambda work: append(work / "journal", bytes(100) + b"\n"),
+            "journal .* cannot be read: starting over",
+        ),
+        (lambda work: append(work / "journal", b"0\n"), "journal .* cannot be read: starting over"),
+        (lambda work: append(work / "journal", b'{"split": "val", "rows": 1}\n'), "cannot be read"),
+        (lambda work: append(work / "journal", bytes(100)), "Continuing"),
+        (lambda work: None, "Continuing an unfinished prepare: 60 images"),
+    ],
+)
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+def test_a_damaged_unfinished_folder_is_made_again(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Any,
+    message: str,
+    store: str,
+) -> None:
+    config, whole = both(photos, tmp_path, store=store)
+    work = stop_in_the_middle(config, monkeypatch)
+    change(work)
+    prepare(config)
+    assert re.search(message, capsys.readouterr().out)
+    assert contents(config.out) == contents(whole)
+
+
+def append(path: Path, data: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("store", ["raw", "jpeg"])
+@pytest.mark.parametrize("left", [None, 0, 4096])
+def test_an_unfinished_file_that_is_missing_or_short_is_made_again(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str, left: int | None
+) -> None:
+    """The journal reached the disk, the pages did not."""
+    config, whole = both(photos, tmp_path, store=store, size=256)
+    work = unfinished.work_folder(config.out)
+    work.mkdir()
+    journal = unfinished.Journal(work / "journal", prepare_module._key(config, open_source(config)))
+    journal.begin()
+    rows = choose_page_size(256 * 256 * 3) // (256 * 256 * 3) if store == "raw" else 4
+    sizes = [1000] * rows if store == "jpeg" else []
+    journal.add({"split": "train", "rows": rows, "sizes": sizes, "bad": [[0, "truncated"]]})
+    if left is not None:
+        (work / "train.beton").write_bytes(bytes(left))
+    for _ in range(2):  # the second time it is there
+        prepare(config)
+    said = capsys.readouterr().out
+    assert "train.beton" in said and said.count("it is made again") == 1 and "verified" in said
+    assert contents(config.out) == contents(whole)
+
+
+@pytest.mark.parametrize("what", ["changed", "short", "missing", "index", "line", "nothing"])
+def test_finished_shards_are_checked_before_they_are_published(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    config, whole = both(photos, tmp_path, format="shards")
+    work = stop_in_the_middle(config, monkeypatch, shards=1)
+    (shard,) = work.glob("*.tar")
+    if what == "changed":
+        flip_byte(shard, 3000)
+    elif what == "short":
+        os.truncate(shard, 3000)
+    elif what == "missing":
+        shard.unlink()
+    elif what == "index":
+        flip_byte(shard.with_suffix(".idx"), 3)
+    elif what == "line":
+        append(work / shard_writer.JOURNAL, bytes(50) + b"\n")
+    prepare(config)
+    said = capsys.readouterr().out
+    total = 2 if what == "line" else 1
+    assert (f"1 of {total} finished shards have changed" in said) == (what != "nothing")
+    assert contents(config.out) == contents(whole)
+
+
+@pytest.mark.parametrize("kind", ["folder", "webvision", "webdataset", "huggingface", "imagenet32"])
+def test_an_output_inside_the_source_is_refused_and_leaves_no_trace(tmp_path: Path, kind: Any) -> None:
+    source = tmp_path / "photos"
+    (source / "train" / "n01440764").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(source)
+    before = sorted(source.rglob("*"))
+    for out in (
+        source / "out",
+        source / "new" / "out",
+        source / "train" / "out",
+        source,
+        tmp_path / "link/out",
+    ):
+        for given in (source, tmp_path / "link"):
+            with pytest.raises(UserError, match="inside the source"):
+                prepare(PrepareConfig(kind=kind, source=given, out=out), quiet=True)
+    assert sorted(source.rglob("*")) == before
+
+
+def test_a_class_without_a_sound_image_says_where_and_what_to_do(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 12)
+    for path in (tmp_path / "photos" / "class1").iterdir():
+        path.write_bytes(b"")
+    lines = [f"photos/class{k % 2}/{k:05}.png,class{k % 2}" for k in range(12)]
+    (tmp_path / "photos.csv").write_text("\n".join(["path,label", *lines]))
+    for kind, source, fix in (
+        ("folder", "photos", "its folder"),
+        ("table", "photos.csv", "lines from the table"),
+    ):
+        config = PrepareConfig(kind=kind, source=tmp_path / source, out=tmp_path / "out", size=16)  # type: ignore[arg-type]
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"'class1' can be used \(empty file\)") as caught:
+                prepare(config, quiet=True)
+            assert caught.value.where == str(tmp_path / source) and fix in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("moment", ["start", "workers", "images"])
+def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path, moment: str) -> None:
+    """The signal goes to the whole process group, as a terminal sends it: workers may be starting, or at work."""
+    source = make_photos(tmp_path / "photos", 600, size=160)
+    whole = prepare(PrepareConfig(kind="folder", source=source, out=tmp_path / "whole", size=128), quiet=True)
+    command = [sys.executable, "-m", "fastdrpl", "prepare", "folder", "--source", str(source)]
+    command += ["--out", str(tmp_path / "out"), "--size", "128", "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pages = tmp_path / ".out.preparing" / "train.beton"
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        children: set[int] = set()
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            children |= find_children(process.pid)
+            ready = {
+                "start": pages.exists(),
+                "workers": len(children) >= 2,
+                "images": pages.exists() and pages.stat().st_size > 4 << 20,
+            }
+            if ready[moment]:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        children |= find_children(process.pid)
+    assert process.returncode == 130, said
+    lines = [line for line in said.splitlines() if not line.startswith("train: ")]  # the progress
+    assert lines == ["stopped; the same command continues"], said
+    deadline = time.monotonic() + 10
+    while any(is_running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if is_running(child)]
+    assert not (tmp_path / "out").exists()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "Continuing an unfinished prepare" in done.stdout
+    assert open_dataset(tmp_path / "out", verify=True).fingerprint == whole.fingerprint
+
+
 KILLED = """
 import sys
+import tarfile
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from fastdrpl.loaders import prepare
@@ -426,3 +631,83 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("scan", None, quiet=True) as bar:
         bar.advance()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("extension", ["tar.gz", "zip"])
+def test_photos_in_one_archive_give_the_same_set_and_leave_nothing(tmp_path: Path, extension: str) -> None:
+    source = make_photos(tmp_path / "photos", 12)
+    kind = {"tar.gz": "gztar", "zip": "zip"}[extension]
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), kind, tmp_path, "photos"))
+    plain = prepare(PrepareConfig(kind="folder", source=source, out=tmp_path / "plain", size=16), quiet=True)
+    config = PrepareConfig(kind="folder", source=archive, out=tmp_path / "out", size=16)
+    dataset = prepare(config, quiet=True)
+    assert dataset.fingerprint == plain.fingerprint and dataset.name == "photos"
+    assert dataset.ids("train") == plain.ids("train")
+    prepare(config, quiet=True)  # verified; times in the archive are kept, so the source is the same
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["photos", archive.name, "plain", "out"]
+    )
+
+
+def test_a_hostile_archive_of_photos_leaves_nothing(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        member = tarfile.TarInfo("../class0/evil.png")
+        archive.addfile(member, io.BytesIO())
+    with pytest.raises(DataError, match=r"leads out(.|\n)*photos\.tar, member '\.\./class0/evil\.png'"):
+        prepare(
+            PrepareConfig(kind="folder", source=tmp_path / "photos.tar", out=tmp_path / "out"), quiet=True
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["photos.tar"]
+
+
+def test_what_a_killed_process_unpacked_is_used_again_unless_the_archive_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_photos(tmp_path / "photos", 12)
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "tar", tmp_path / "photos"))
+    config = PrepareConfig(kind="folder", source=archive, out=tmp_path / "out", size=16)
+    killed = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from fastdrpl.loaders import prepare\n"
+        "prepare.open_source = lambda config: os._exit(9)\n"
+        f"config = prepare.PrepareConfig(kind='folder', source=Path({str(archive)!r}),"
+        f" out=Path({str(config.out)!r}), size=16)\n"
+        "prepare.prepare(config)\n"
+    )
+    for changed in (False, True):
+        assert subprocess.run([sys.executable, "-c", killed], capture_output=True).returncode == 9
+        if changed:
+            os.utime(archive, (1, 1))
+        prepare(config)
+        assert ("Unpacking" in capsys.readouterr().out) == changed
+        assert not (tmp_path / ".out.unpacked").exists()
+        shutil.rmtree(config.out)
+
+
+@pytest.mark.parametrize("extension", ["tar.gz", "zip"])
+def test_a_prepare_from_an_archive_that_was_killed_continues_where_it_was(
+    tmp_path: Path, extension: str
+) -> None:
+    """What was unpacked is used again, and so are the images that were done; the archive is not read anew."""
+    source = make_photos(tmp_path / "photos", 400, size=160)
+    kind = {"tar.gz": "gztar", "zip": "zip"}[extension]
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), kind, source))
+    out, script = tmp_path / "out", tmp_path / "run.py"
+    whole = PrepareConfig(kind="folder", source=archive, out=tmp_path / "whole", size=128, test_fraction=0.2)
+    prepare(whole, quiet=True)
+    script.write_text(
+        KILLED.format(root=str(ROOT), source=str(archive), out=str(out), store="raw", workers=1)
+    )
+    journal = tmp_path / ".out.preparing" / "journal"
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= 2:
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL and (tmp_path / ".out.unpacked").is_dir()
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
+    assert "Continuing an unfinished prepare" in done.stdout and "Unpacking" not in done.stdout
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".out")]

@@ -22,10 +22,11 @@ from fastdrpl.loaders.dataset import Split, open_dataset
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.pickles import PickledArray, read_plain
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
+from fastdrpl.loaders.printable import printable, storable
 from fastdrpl.loaders.sources import cifar
 from fastdrpl.loaders.sources.digits import enlarge
-from fastdrpl.loaders.sources.folder import list_images
-from fastdrpl.loaders.sources.pictures import Unreadable, read_picture
+from fastdrpl.loaders.sources.folder import list_images, open_folder
+from fastdrpl.loaders.sources.pictures import Span, Target, Unreadable, read_picture
 from fastdrpl.loaders.sources.stratify import choose_test_rows
 
 
@@ -482,6 +483,28 @@ def test_exif_rotation_is_applied_and_broken_exif_is_not_fatal(tmp_path: Path) -
     assert read_picture(str(tmp_path / "broken.jpg"), 32)[:14].min() > 240
 
 
+def test_an_image_in_memory_or_inside_a_file_is_the_same_image(tmp_path: Path) -> None:
+    save(
+        tmp_path / "a.png", Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    )
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "many").write_bytes(b"before" + data + b"after")
+    wanted = read_picture(str(tmp_path / "a.png"), 16)
+    assert np.array_equal(read_picture(data, 16), wanted)
+    assert np.array_equal(read_picture(Span(str(tmp_path / "many"), 6, len(data)), 16), wanted)
+    for place, reason in (
+        (b"", "empty file"),
+        (data[:50], "truncated|damaged"),
+        (Span(str(tmp_path / "many"), 6, 1 << 40), "truncated"),
+        (Span(str(tmp_path / "many"), 6, 0), "empty file"),
+        (Span(str(tmp_path / "gone"), 6, 9), "no such file"),
+        (bytes(300 << 20), "more than 256 MB"),
+        (str(tmp_path), "not a regular file"),
+    ):
+        with pytest.raises(Unreadable, match=reason):
+            read_picture(place, 16)
+
+
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     save(tmp_path / "a.png", Image.new("RGBA", (20, 20), (255, 0, 0, 0)))
     assert read_picture(str(tmp_path / "a.png"), 8).min() == 255
@@ -619,6 +642,49 @@ def test_a_class_list_gives_the_order(tmp_path: Path) -> None:
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(UserError, match=message):
             prepare(dataclasses.replace(config, out=tmp_path / "other"), quiet=True)
+
+
+def test_names_that_become_one_when_they_are_printed(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "s", "a\udcff", "b")
+    config = PrepareConfig(kind="folder", source=source, out=tmp_path / "out", size=8)
+    assert prepare(config, quiet=True).class_names == ("a\\xff", "b")
+    make_tree(source, "a\\xff")
+    with pytest.raises(DataError, match=r"'a\\\\xff' and 'a\\udcff'"):
+        prepare(dataclasses.replace(config, out=tmp_path / "other"), quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C"])))
+def test_every_name_becomes_one_line_that_can_be_printed(name: str) -> None:
+    shown = printable(name)
+    assert len(shown.splitlines()) < 2 and "\x1b" not in shown and printable(shown) == shown
+    assert shown.encode() and storable(name).encode() if name else shown == ""
+    if name.isprintable():
+        assert shown == name == storable(name)
+
+
+def test_a_list_of_classes_from_windows(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "s", "a", "b")
+    (tmp_path / "classes.txt").write_bytes("b\r\na\r\n".encode("utf-8-sig"))
+    config = PrepareConfig(
+        kind="folder", source=source, out=tmp_path / "out", size=8, classes=tmp_path / "classes.txt"
+    )
+    assert prepare(config, quiet=True).class_names == ("b", "a")
+
+
+def test_an_order_that_is_known_beforehand(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "s", "train/a", "train/b", "train/c", "val/c", "train/__MACOSX")
+    options: dict[str, Any] = {"test_fraction": 0.0, "classes": None, "workers": 1, "seed": 1}
+    target = Target(8, "raw", 95, "box")
+    opened = open_folder(source, target=target, names=["c", "a", "b"], **options)
+    assert opened.class_names == ("c", "a", "b") and opened.parts["test"].labels.tolist() == [0, 0, 0]
+    assert opened.parts["train"].ids == tuple(f"train/{name}/{k}.png" for name in "cab" for k in range(3))
+    for names, message in (
+        (["a", "b", "c", "d"], "no folder of the class 'd'"),
+        (["a", "b"], "known here: 'c'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_folder(source, target=target, names=names, **options)
 
 
 def test_a_fraction_becomes_the_test_set_and_says_so(

@@ -7,8 +7,10 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import parent_process
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -46,6 +48,27 @@ DAMAGE = (  # what Pillow's many decoders raise on damaged files
     zlib.error,
 )
 
+LARGEST = 256 << 20  # bytes of one encoded image; more is no photo
+
+Resample = Literal["bilinear", "box"]
+
+
+class Span(NamedTuple):
+    """An image that lies inside a larger file, uncompressed."""
+
+    path: str
+    offset: int
+    nbytes: int
+
+
+class Refused(NamedTuple):
+    """An image that is not to be read at all."""
+
+    reason: str
+
+
+Place = str | bytes | Span | Refused  # where an encoded image is: a file, memory, or a stretch of a file
+
 
 class Unreadable(Exception):
     """An image that cannot be used; the text is the reason."""
@@ -57,18 +80,21 @@ class Target(NamedTuple):
     size: int  # pixels, height and width
     store: Literal["raw", "jpeg"]
     quality: int  # of JPEG, 1..100
+    resample: Resample = "bilinear"  # the filter; widened when an image shrinks
 
 
-def read_pictures(paths: list[str], target: Target) -> tuple[bytes | list[bytes], list[tuple[int, str]]]:
-    """Decode files; returns (pixels of all in one string, or a JPEG each; [(position, reason)] of the bad).
+def read_pictures(
+    places: Sequence[Place], target: Target
+) -> tuple[bytes | list[bytes], list[tuple[int, str]]]:
+    """Decode images; returns (pixels of all in one string, or a JPEG each; [(position, reason)] of the bad).
 
     A bad image is black.
     """
     size, bad = target.size, []
-    out = np.zeros((len(paths), size, size, 3), np.uint8)
-    for position, path in enumerate(paths):
+    out = np.zeros((len(places), size, size, 3), np.uint8)
+    for position, place in enumerate(places):
         try:
-            out[position] = read_picture(path, size)
+            out[position] = read_picture(place, size, target.resample)
         except Unreadable as error:
             bad.append((position, str(error)))
     if target.store == "jpeg":
@@ -76,20 +102,17 @@ def read_pictures(paths: list[str], target: Target) -> tuple[bytes | list[bytes]
     return out.tobytes(), bad
 
 
-def read_picture(path: str, size: int) -> np.ndarray:
-    """One file as (size, size, 3) uint8: upright, RGB, first frame. Raises Unreadable."""
+def read_picture(place: Place, size: int, resample: Resample = "bilinear") -> np.ndarray:
+    """One image as (size, size, 3) uint8: upright, RGB, first frame. Raises Unreadable."""
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise Unreadable("not a regular file")
-            if status.st_size == 0:
-                raise Unreadable("empty file")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # oddities of single files would flood the terminal
-                return _decode(file, size)
+        with _open(place) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities of single files would flood the terminal
+            return _decode(file, size, resample)
     except FileNotFoundError:
-        raise Unreadable("broken link or removed") from None
+        gone = isinstance(place, str) and os.path.islink(place)
+        raise Unreadable("broken link" if gone else "no such file") from None
+    except IsADirectoryError:
+        raise Unreadable("not a regular file") from None
     except PermissionError:
         raise Unreadable("no permission to read") from None
     except UnidentifiedImageError:
@@ -135,21 +158,53 @@ def watch_parent() -> None:
     threading.Thread(target=wait_and_end, daemon=True).start()
 
 
+@contextmanager
+def _open(place: Place) -> Iterator[IO[bytes]]:
+    """The bytes of one image as a file. Raises OSError or Unreadable."""
+    if isinstance(place, Refused):
+        raise Unreadable(place.reason)
+    if isinstance(place, str):
+        with open(place, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("not a regular file")
+            if status.st_size == 0:
+                raise Unreadable("empty file")
+            yield file
+        return
+    data = place if isinstance(place, bytes) else _read_span(place)
+    if not data:
+        raise Unreadable("empty file")
+    if len(data) > LARGEST:
+        raise Unreadable(f"more than {LARGEST >> 20} MB")
+    yield io.BytesIO(data)
+
+
+def _read_span(span: Span) -> bytes:
+    wanted = min(span.nbytes, LARGEST + 1)
+    with open(span.path, "rb") as file:
+        file.seek(span.offset)
+        data = file.read(wanted)
+    if len(data) < wanted:
+        raise Unreadable("truncated")
+    return data
+
+
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe in the folder would wait for ever
 
 
-def _decode(file: io.BufferedReader, size: int) -> np.ndarray:
+def _decode(file: IO[bytes], size: int, resample: Resample) -> np.ndarray:
     Image.init()
     with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-        if image.format in ("JPEG", "MPO"):
+        if image.format in ("JPEG", "MPO") and resample == "bilinear":
             image.draft(None, (2 * size, 2 * size))  # decode large photos at 1/2, 1/4, 1/8: never below 2x
         image.load()
         upright = ImageOps.exif_transpose(image) if _is_turned(image) else image
         upright.format = image.format
         rgb = to_rgb(upright)
     if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)  # widens its filter: antialiased
+        rgb = rgb.resize((size, size), Image.Resampling[resample.upper()])  # antialiased
     return np.asarray(rgb)
 
 

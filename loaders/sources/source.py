@@ -44,5 +44,10 @@ class OpenedSource:
     superclass: tuple[int, ...] | None = None
     superclass_names: tuple[str, ...] | None = None
     test_may_be_wrong: bool = False
+    labels_checked: bool = (
+        True  # False: nobody vouches for the labels, so a run does not take them for the truth
+    )
     journal: bool = False  # whether reading is slow enough to be continued after a kill
+    decoded_by_pillow: bool = False  # another version of it may give other pixels
+    may_lack_classes: bool = False  # whether a class may have no image at all: a part of a known set
     notes: tuple[str, ...] = ()  # lines for the user
