@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """One step's images, not augmented and without labels; B may be 0."""
+    """One step's images, not augmented and without labels; B may be 0.
+
+    A staging buffer is filled again later: the pixels hold until the next batch is asked for. Clone what is kept.
+    """
 
     pixels: (
         "Tensor"  # uint8 (M, H, W, 3) on the device: the whole set (or a strided view), or a staging buffer

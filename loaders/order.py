@@ -93,7 +93,12 @@ class Order:
 
     def __getitem__(self, step: int) -> np.ndarray:
         """This rank's (B,) int64 sample index of a step; IndexError beyond the last step."""
-        return self.batch(step)[self.rank :: self.world]
+        return self.index[self.own(step)]
+
+    def own(self, step: int) -> slice:
+        """Where in `self.index` this rank's samples of a step lie."""
+        span = self.span(step)
+        return slice(span.start + self.rank, span.stop, self.world)
 
     def span(self, step: int) -> slice:
         """Where in `self.index` the global batch of a step lies."""

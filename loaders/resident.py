@@ -17,7 +17,7 @@ import torch
 
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Split
-from fastdrpl.loaders.decode import check_source_rows, decode_row, map_file
+from fastdrpl.loaders.decode import check_length, check_source_rows, decode_row, map_file
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.order import Order
 
@@ -48,6 +48,8 @@ class ResidentLoader:
         else:
             self._pixels, handle = _decode_all(split, source_row, file, self.device, progress)
         self._handle = torch.from_numpy(handle)  # (N,) int64: where in the pixels each sample lies
+        # What is only mapped can still be cut under our feet.
+        self._mapped = (split, file) if split.store == "raw" and self.device.type == "cpu" else None
 
     def epoch(self, order: Order, *, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an order from a step on.
@@ -57,8 +59,10 @@ class ResidentLoader:
         walk = torch.from_numpy(order.index.copy())
         rows, index = self._handle[walk].to(self.device), walk.to(self.device)
         for step in range(start_step, len(order)):
-            span, share = order.span(step), slice(order.rank, None, order.world)
-            yield Batch(self._pixels, rows[span][share].contiguous(), index[span][share].contiguous())
+            own = order.own(step)
+            if self._mapped is not None:
+                check_length(*self._mapped)
+            yield Batch(self._pixels, rows[own].contiguous(), index[own].contiguous())
 
     def close(self) -> None:
         """Let go of the pixels."""
@@ -127,22 +131,22 @@ def _decode_all(
     return torch.from_numpy(pixels).to(device), handle.astype(np.int64)
 
 
-def resident_bytes(split: Split, source_row: np.ndarray, device: torch.device) -> tuple[int, int]:
+def resident_bytes(
+    split: Split, source_row: np.ndarray, device: torch.device, sharers: int = 1
+) -> tuple[int, int]:
     """Bytes that the pixels of these rows take (0 where the file is only mapped), and how many may be taken.
 
-    On a device three fifths of what is free: the rest is for the network.
+    Three fifths of what is free: the rest is for the network. `sharers` processes of this machine hold the pixels in
+    its main memory, each its own (those of a JPEG set also on their way to a device).
     """
     on_device = device.type == "cuda"
+    host = _free_memory() * 3 // 5 // sharers
+    there = torch.cuda.mem_get_info(device)[0] * 3 // 5 if on_device else host
     if split.store == "raw":
         if not on_device:
-            return 0, _free_memory()
-        return int(split.offset.max() - split.offset.min() + split.nbytes.max()), _free_for_pixels(device)
-    need = len(np.unique(source_row)) * split.height * split.width * 3
-    return need, min(_free_memory(), _free_for_pixels(device)) if on_device else _free_memory()
-
-
-def _free_for_pixels(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] * 3 // 5
+            return 0, host
+        return int(split.offset.max() - split.offset.min() + split.nbytes.max()), there
+    return len(np.unique(source_row)) * split.height * split.width * 3, min(host, there)
 
 
 def _check_memory(wanted: int, free: int, place: str, path: Path) -> None:

@@ -4,6 +4,8 @@ It needs no memory for the whole set and works for every store. Labels are not i
 can never hold stale ones.
 """
 
+import signal
+import threading
 import weakref
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -17,6 +19,7 @@ from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.decode import check_source_rows, decode_row, map_file
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.order import Order
+from fastdrpl.loaders.staging import HostBatch, stage
 
 PATIENCE = 50  # seconds without a batch after which the processes count as dead
 
@@ -24,7 +27,7 @@ Answer = tuple[torch.Tensor, torch.Tensor] | DataError  # pixels and index, or w
 
 
 class WorkerLoader:
-    """Batches decoded by `workers` processes (0: by this one) into staging buffers, rows 0..B-1.
+    """Batches decoded by `workers` processes (0: by this one), with rows 0..B-1.
 
     `source_row`: (N,) int64, the row of `split` whose pixels sample i shows. Each epoch has processes of its own,
     which end with it: at its last batch, when its iterator is closed or dropped, or with `close`. An image that
@@ -43,7 +46,7 @@ class WorkerLoader:
 
     def epoch(self, order: Order, *, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an order from a step on."""
-        batches = self._read(order, start_step)
+        batches = stage(self._read(order, start_step), self.device)
         self._epochs.add(batches)
         return batches
 
@@ -52,23 +55,21 @@ class WorkerLoader:
         for batches in list(self._epochs):
             batches.close()
 
-    def _read(self, order: Order, start_step: int) -> Generator[Batch, None, None]:
+    def _read(self, order: Order, start_step: int) -> Generator[HostBatch, None, None]:
         loader = DataLoader(
             self._images,
             batch_sampler=_Steps(order, start_step),  # type: ignore[arg-type]  # arrays do as lists do
             num_workers=self.workers,
             collate_fn=_as_it_is,
-            pin_memory=self.device.type == "cuda",
             timeout=PATIENCE if self.workers else 0,
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        answers = iter(loader)
+        answers = _start(loader)
         try:
             while (answer := self._next(answers)) is not None:
                 if isinstance(answer, DataError):
                     raise answer
-                pixels, index = (tensor.to(self.device, non_blocking=True) for tensor in answer)
-                yield Batch(pixels, torch.arange(len(index), device=self.device), index)
+                yield HostBatch(*answer)
         finally:
             del answers, loader  # the last references: this ends the processes
 
@@ -88,6 +89,16 @@ class WorkerLoader:
                 where=str(self._images.split.path),
                 fix="if memory ran out, use fewer loader processes; 0 reads in the main process",
             ) from error.with_traceback(None)
+
+
+def _start(loader: DataLoader[Any]) -> Iterator[Answer]:
+    """Start the processes. torch would raise wherever this process is when one of them dies; we ask when we wait."""
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    answers = iter(loader)
+    signal.signal(signal.SIGCHLD, before)
+    return answers
 
 
 class _Steps:

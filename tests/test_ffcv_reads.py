@@ -2,26 +2,24 @@
 
 import importlib.metadata
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from need import need
 from PIL import Image
 
 from fastdrpl.loaders.dataset import Split, open_dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
 
 THREADS = torch.get_num_threads()
-try:
-    from ffcv.loader import Loader, OrderOption
-except ImportError:
-    if os.environ.get("FASTDRPL_REQUIRE_EXTRAS") == "1":
-        raise
-    pytest.skip("the extra `ffcv` is not installed", allow_module_level=True)
+need("ffcv")
+from ffcv.loader import Loader, OrderOption
 
+# What numba says when the library's loaders are thrown away while their threads still compile
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 torch.set_num_threads(THREADS)  # importing the library has set one
 
 
