@@ -3,24 +3,26 @@
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from fastdrpl.files import write_atomic
+from fastdrpl.loaders.arrays import open_npz
 from fastdrpl.loaders.errors import DataError, UserError
 
 UNKNOWN = -1  # the right class is not known
 OUTSIDE = -2  # the image belongs to none of the classes
 _COLUMNS = ("index", "row", "given", "truth")
 _NAMES_LINE = b"# class_names: "
-# what zipfile, numpy, pyarrow and json raise for damaged files (RuntimeError: strange zip members)
-_UNREADABLE = (ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, BadZipFile, zlib.error)
+_MOST = 1 << 27  # samples in a file where nobody knows how many there should be
+_FEW = 1 << 20  # samples of which a file may always hold more than wanted: then it is said how many
+_LONGEST_NAMES = 1 << 24  # bytes of all class names
+# what pyarrow and json raise for damaged files
+_UNREADABLE = (ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError)
 
 
 class NoisyLabels(NamedTuple):
@@ -42,6 +44,9 @@ class Labels:
     truth: np.ndarray  # (N,) int64: >= 0, UNKNOWN (-1) or OUTSIDE (-2)
     source_row: np.ndarray  # (N,) int64: row of the prepared split whose pixels are shown
     class_names: tuple[str, ...]
+    redrawn: int = (
+        0  # images from outside whose class was drawn again, as the first had none left; not stored
+    )
 
     def __post_init__(self) -> None:
         names = tuple(self.class_names)
@@ -102,7 +107,7 @@ def load_labels(
     if not path.is_file():
         raise UserError("there is no such label file", where=str(path), fix="check the path")
     try:
-        columns, names = reader(path)
+        columns, names = reader(path, _MOST if samples is None else max(samples, _FEW))
     except _UNREADABLE as error:
         raise DataError(
             f"not a readable label file: {error}",
@@ -181,10 +186,13 @@ def _encode_npz(labels: Labels) -> bytes:
     return buffer.getvalue()
 
 
-def _read_npz(path: Path) -> _Table:
-    with np.load(path, allow_pickle=False) as stored:
-        columns = {name: stored[name] for name in _COLUMNS}
-        return columns, _names_from_json(stored["class_names"].tobytes()) if "class_names" in stored else None
+def _read_npz(path: Path, most: int) -> _Table:
+    with open_npz(path) as stored:
+        columns = {name: stored.read(name, kinds="biuf", most=most) for name in _COLUMNS}
+        if "class_names" not in stored.names:
+            return columns, None
+        names = stored.read("class_names", kinds="u", most=_LONGEST_NAMES)
+        return columns, _names_from_json(names.tobytes())
 
 
 def _encode_csv(labels: Labels) -> bytes:
@@ -198,7 +206,7 @@ def _encode_csv(labels: Labels) -> bytes:
     return buffer.getvalue()
 
 
-def _read_csv(path: Path) -> _Table:
+def _read_csv(path: Path, most: int) -> _Table:
     import pyarrow
     import pyarrow.csv
 
@@ -212,6 +220,7 @@ def _read_csv(path: Path) -> _Table:
             column_types={name: pyarrow.int64() for name in _COLUMNS}, include_columns=list(_COLUMNS)
         ),
     )
+    _check_rows(len(table), most)
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
     return columns, _names_from_json(first[len(_NAMES_LINE) :]) if has_names else None
 
@@ -227,24 +236,33 @@ def _encode_parquet(labels: Labels) -> bytes:
     return buffer.getvalue()
 
 
-def _read_parquet(path: Path) -> _Table:
+def _read_parquet(path: Path, most: int) -> _Table:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS), page_checksum_verification=True)
+    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        groups = range(file.metadata.num_row_groups)
+        _check_rows(sum(file.metadata.row_group(number).num_rows for number in groups), most)
+        table = file.read(columns=list(_COLUMNS))
     names = (table.schema.metadata or {}).get(b"class_names")
     return {name: table[name].to_numpy() for name in _COLUMNS}, None if names is None else _names_from_json(
         names
     )
 
 
-_FORMATS: dict[str, tuple[Callable[[Labels], bytes], Callable[[Path], _Table]]] = {
+def _check_rows(rows: int, most: int) -> None:
+    """Raises ValueError where a file has more samples than it can be meant to have."""
+    if rows > most:
+        raise ValueError(f"{rows:,} samples, more than {most:,}")
+
+
+_FORMATS: dict[str, tuple[Callable[[Labels], bytes], Callable[[Path, int], _Table]]] = {
     ".npz": (_encode_npz, _read_npz),
     ".csv": (_encode_csv, _read_csv),
     ".parquet": (_encode_parquet, _read_parquet),
 }
 
 
-def _format(path: Path) -> tuple[Callable[[Labels], bytes], Callable[[Path], _Table]]:
+def _format(path: Path) -> tuple[Callable[[Labels], bytes], Callable[[Path, int], _Table]]:
     if path.suffix not in _FORMATS:
         raise UserError(
             f"unknown kind of label file: {path.suffix or 'no ending'}",

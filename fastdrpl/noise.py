@@ -1,7 +1,8 @@
 """Wrong labels on purpose: uniform, non-uniform, or by a transition matrix (arXiv 1912.08741, section IV).
 
-Every kind is the same two steps: choose samples (`_choose`), then draw a new label for each of them from the
-row of its true class in a flip matrix (`flip_matrix`). New labels come from the true ones, in one shot.
+Every kind is the same two steps: choose samples (`_choose`), then draw for each of them. In-distribution kinds
+draw a new label from the row of its true class in a flip matrix (`flip_matrix`). Out-of-distribution kinds keep
+the label and show an image of a class outside in its place (`_swap`). All comes from the true labels, in one shot.
 """
 
 import math
@@ -16,23 +17,35 @@ from fastdrpl.kernels.philox import Stream, permutation, uniform, words
 from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels, load_labels
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.order import Pass, Purpose
-from fastdrpl.transitions import cifar10_flips, load_matrix, superclass_cycles, without_diagonal
+from fastdrpl.transitions import (
+    MAKE_CONFUSION,
+    cifar10_flips,
+    load_confusion,
+    load_matrix,
+    superclass_cycles,
+    without_diagonal,
+)
 
-_PUBLISHED_CHOICE = {"none": "global", "uniform": "global", "nonuniform": "bernoulli", "matrix": "global"}
+_OUTSIDE_KINDS = ("uniform_ood", "nonuniform_ood")
+# Views of the pass that keys the draws: never renumber.
+_CHOICE, _TARGET, _POOL, _REDRAW = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
     """Which labels are made wrong, and how."""
 
-    kind: Literal["none", "uniform", "nonuniform", "matrix"] = "none"
-    """none: labels as they are. uniform: any class. nonuniform: a similar class. matrix: by a file."""
+    kind: Literal["none", "uniform", "nonuniform", "matrix", "uniform_ood", "nonuniform_ood"] = "none"
+    """none: labels as they are. uniform (U-ID): any class. nonuniform (NU-ID): a similar class. matrix: by a file.
+    uniform_ood (U-OOD), nonuniform_ood (NU-OOD): the label stays, and an image of any (a similar) class
+    outside is shown; ImageNet with --classes paper."""
     ratio: float = 0.0
-    """Share of the samples whose label is drawn anew, 0..1 (nonuniform: of the classes with a partner)."""
+    """Share of the samples whose label or image is drawn anew, 0..1 (CIFAR-10 nonuniform: of the classes with a
+    partner)."""
     exact: Literal["published", "global", "per_class", "bernoulli"] = "published"
     """Where the ratio holds.
     global: in the whole set. per_class: in each class (the paper's text). bernoulli: on average only.
-    published: as in the published code, global for uniform and matrix, bernoulli for nonuniform."""
+    published: as in the published code, bernoulli for nonuniform on CIFAR, else global."""
     excludes_truth: bool = True
     """Uniform noise draws among the C-1 wrong classes (paper), or all C (then ratio*(C-1)/C are wrong)."""
     both_directions: bool = True
@@ -42,6 +55,11 @@ class NoiseConfig:
     matrix_diagonal: Literal["keep", "drop"] = "keep"
     """keep: the matrix says itself how many labels stay right.
     drop: the ratio says how many change, and the matrix without its diagonal says into what."""
+    confusion: Path | None = None
+    """Which class is taken for which, made by `fastdrpl confusion`: for nonuniform on ImageNet and nonuniform_ood."""
+    ood_direction: Literal["row", "column"] = "column"
+    """nonuniform_ood: a label gets outside classes whose images are taken for it (column, published code),
+    or those that its own images are taken for (row, the paper's text)."""
     file: Path | None = None
     """Labels exported earlier (.npz, .csv or .parquet); nothing is drawn."""
     legacy_rng: bool = False
@@ -68,19 +86,49 @@ class NoiseConfig:
         if self.uses_whole_matrix and (self.ratio or self.exact not in ("published", "bernoulli")):
             fix = "use --noise.ratio 0 --noise.exact published, or --noise.matrix_diagonal drop"
             raise UserError("with its diagonal kept, the matrix itself says how many labels change", fix=fix)
-        if self.legacy_rng and (self.kind == "matrix" or self.choice != _PUBLISHED_CHOICE[self.kind]):
+        if self.confusion is not None and self.kind not in ("nonuniform", "nonuniform_ood"):
+            fix = "use it with --noise.kind nonuniform or nonuniform_ood"
+            raise UserError(f"kind {self.kind} does not draw by confusion", where="noise.confusion", fix=fix)
+        if self.kind == "nonuniform_ood" and self.confusion is None:
+            raise UserError("kind nonuniform_ood draws by confusion", where="noise.kind", fix=MAKE_CONFUSION)
+        if self.legacy_rng and (self.kind in _OUTSIDE_KINDS or self.confusion is not None):
+            what = "the published draws for ImageNet depend on an order of its images that was not published"
+            raise UserError(what, where="noise.legacy_rng", fix="leave --noise.legacy_rng out")
+        if self.legacy_rng and (self.kind == "matrix" or self.choice != self._published_choice):
             fix = "use kind uniform or nonuniform with --noise.exact published"
             raise UserError("there are no published draws for this noise", where="noise.legacy_rng", fix=fix)
 
     @property
     def choice(self) -> str:
         """`exact` with "published" resolved: global, per_class or bernoulli."""
-        return _PUBLISHED_CHOICE[self.kind] if self.exact == "published" else self.exact
+        return self._published_choice if self.exact == "published" else self.exact
+
+    @property
+    def _published_choice(self) -> str:
+        return "bernoulli" if self.kind == "nonuniform" and self.confusion is None else "global"
 
     @property
     def uses_whole_matrix(self) -> bool:
         """Every sample is drawn anew, by the matrix with its diagonal."""
         return self.kind == "matrix" and self.matrix_diagonal == "keep"
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """M images outside the classes of a view, which may be shown in it. Raises ValueError for what cannot be."""
+
+    rows: np.ndarray  # (M,) int64, ascending: rows of the prepared split
+    label: np.ndarray  # (M,) int64: position of each image's class in class_names
+    class_names: tuple[str, ...]  # of classes outside
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.label) or (np.diff(self.rows) <= 0).any():
+            raise ValueError("rows of a pool: want ascending rows, each once, and a label for each")
+        if len(self.label) and not 0 <= self.label.min() <= self.label.max() < len(self.class_names):
+            raise ValueError(f"labels of a pool: want 0..{len(self.class_names) - 1}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 def draw_noise(
@@ -91,13 +139,15 @@ def draw_noise(
     *,
     given: np.ndarray | None = None,
     superclass: Sequence[int] | None = None,
+    pool: Pool | None = None,
 ) -> Labels:
     """The labels of a view under `config`: a pure function of its arguments (and of the files they name).
 
     `truth` (N,) and `source_row` (N,) as in `Labels`. `given` (N,) are the labels as downloaded, used where
     no noise is drawn; default: the truth. `superclass` (C,) is the true coarse class of each class, for the
-    nonuniform noise of CIFAR-100. Raises UserError where the noise is not defined for these data, DataError
-    where a file does not fit them.
+    nonuniform noise of CIFAR-100. `pool`: the images that out-of-distribution kinds may show, each at most once.
+    Raises UserError where the noise is not defined for these data or the pool is too small, DataError where a
+    file does not fit them.
     """
     if config.file is not None:
         return _labels_from_file(config.file, truth, source_row, class_names)
@@ -111,6 +161,8 @@ def draw_noise(
             fix="use --noise.kind none: the noise that is there is found",
         )
     clean = Labels(truth, truth, source_row, class_names)
+    if config.kind in _OUTSIDE_KINDS:
+        return _swap(clean, pool, config)
     flips = flip_matrix(config, class_names, superclass)
     draw = _draw_published if config.legacy_rng else _draw_keyed
     return Labels(draw(clean.truth, flips, config), clean.truth, clean.source_row, clean.class_names)
@@ -127,6 +179,8 @@ def flip_matrix(
     if config.kind == "matrix" and config.matrix is not None:
         matrix = load_matrix(config.matrix, count)
         return matrix if config.uses_whole_matrix else without_diagonal(matrix)
+    if config.confusion is not None:
+        return load_confusion(config.confusion).flips(class_names)
     flips = np.zeros((count, count))
     pairs = (
         cifar10_flips(class_names, config.both_directions)
@@ -143,7 +197,7 @@ def achieved(labels: Labels) -> dict[str, Any]:
 
     `per_class` (C,): share of each true class that is wrong, null for a class without samples.
     `transitions` (C, C): counts, row = true class, column = given.
-    `outside` (C,): counts of the given labels of images outside the classes.
+    `outside` (C,): counts of the given labels of images outside the classes; `redrawn` as in `Labels`.
     """
     count = len(labels.class_names)
     inside = labels.truth >= 0
@@ -162,6 +216,7 @@ def achieved(labels: Labels) -> dict[str, Any]:
         ],
         "transitions": transitions.tolist(),
         "outside": np.bincount(labels.given[labels.truth == OUTSIDE], minlength=count).tolist(),
+        "redrawn": labels.redrawn,
         "class_names": list(labels.class_names),
         "fingerprint": labels.fingerprint,
     }
@@ -177,23 +232,91 @@ def _draw_keyed(truth: np.ndarray, flips: np.ndarray, config: NoiseConfig) -> np
 
     A larger ratio keeps the wrong labels of a smaller one and adds more.
     """
-    choice, target = (Pass(config.seed, 0, 0, Purpose.noise, view).stream for view in (0, 1))
-    chosen = np.arange(len(truth)) if config.uses_whole_matrix else _choose(truth, flips, config, choice)
+    can_change = np.asarray((flips > 0).any(axis=1))[truth]
+    chosen = np.arange(len(truth)) if config.uses_whole_matrix else _choose(truth, can_change, config)
     given = truth.copy()
-    given[chosen] = _draw_from_rows(flips, truth[chosen], _uniform_of(target, len(truth))[chosen])
+    draws = _uniform_of(_stream(config, _TARGET), len(truth))
+    given[chosen] = _draw_from_rows(flips, truth[chosen], draws[chosen])
     return given
 
 
-def _choose(truth: np.ndarray, flips: np.ndarray, config: NoiseConfig, stream: Stream) -> np.ndarray:
-    """Samples whose label is drawn anew, among those of classes that can change."""
-    can_change = np.asarray((flips > 0).any(axis=1))[truth]
+def _choose(truth: np.ndarray, can_change: np.ndarray, config: NoiseConfig) -> np.ndarray:
+    """Samples that are drawn anew, among those that can change (N,) bool.
+
+    They come in the order in which a rising ratio would take them in: a smaller ratio gives a head of it.
+    """
+    stream = _stream(config, _CHOICE)
     if config.choice == "bernoulli":
-        return np.flatnonzero(np.logical_and(can_change, _uniform_of(stream, len(truth)) < config.ratio))
+        draws = _uniform_of(stream, len(truth))
+        chosen = np.flatnonzero(can_change & (draws < config.ratio))
+        return chosen[np.argsort(draws[chosen], kind="stable")]
     order = np.asarray(permutation(stream, len(truth)))
     order = order[can_change[order]]
     if config.choice == "global":
         return order[: _share(len(order), config.ratio)]
-    return np.concatenate([group[: _share(len(group), config.ratio)] for group in _groups(truth, order)])
+    heads = [(group[: _share(len(group), config.ratio)], len(group)) for group in _groups(truth, order)]
+    taken_at = np.concatenate([(np.arange(len(head)) + 1) / max(1, size) for head, size in heads])
+    return np.concatenate([head for head, _ in heads])[np.argsort(taken_at, kind="stable")]
+
+
+def _swap(clean: Labels, pool: Pool | None, config: NoiseConfig) -> Labels:
+    """Chosen samples show an image of the pool, and no image comes twice; their given label stays.
+
+    Uniform: any image. Nonuniform: an image of a class that looks like the label's; where that class has no image
+    left, the class is drawn again among those that have.
+    """
+    if pool is None:
+        raise UserError(
+            f"kind {config.kind} shows images of other classes, and these data have none",
+            where="noise.kind",
+            fix="use a prepared imagenet32 or imagenet64 with --classes paper",
+        )
+    if shared := set(pool.class_names) & set(clean.class_names):
+        raise ValueError(f"classes of a pool: want classes outside the view, got {sorted(shared)[:3]}")
+    chosen = _choose(clean.truth, np.ones(len(clean), bool), config)
+    if len(chosen) > len(pool):
+        raise UserError(
+            f"{len(chosen)} images are to be replaced, but there are {len(pool)} outside the classes",
+            where="noise.ratio",
+            fix="use a smaller ratio or --limit",
+        )
+    shuffled = permutation(_stream(config, _POOL), pool.rows)  # keyed by row, not by position in the pool
+    taken, redrawn = shuffled[: len(chosen)], 0
+    if config.kind == "nonuniform_ood":
+        taken, redrawn = _take_similar(clean, chosen, pool, shuffled, config)
+    truth, source_row = clean.truth.copy(), clean.source_row.copy()
+    truth[chosen], source_row[chosen] = OUTSIDE, pool.rows[taken]
+    return Labels(clean.given, truth, source_row, clean.class_names, redrawn)
+
+
+def _take_similar(
+    clean: Labels, chosen: np.ndarray, pool: Pool, shuffled: np.ndarray, config: NoiseConfig
+) -> tuple[np.ndarray, int]:
+    """Positions in the pool (n,) for `chosen` (n,), one after the other, and how many classes were drawn again."""
+    if config.confusion is None:
+        raise UserError("kind nonuniform_ood draws by confusion", where="noise.kind", fix=MAKE_CONFUSION)
+    sizes = np.bincount(pool.label, minlength=len(pool.class_names))
+    chances = load_confusion(config.confusion).outside_chances(
+        clean.class_names, pool.class_names, config.ood_direction
+    )
+    chances *= sizes > 0  # a class without any image is no class of this pool
+    labels = clean.given[chosen]
+    draws = _uniform_of(_stream(config, _TARGET), len(clean))[chosen]
+    drawn = _draw_from_rows(chances, labels, draws).tolist()
+    redraws = _uniform_of(_stream(config, _REDRAW), len(clean))[chosen]
+    queue = shuffled[np.argsort(pool.label[shuffled], kind="stable")].tolist()  # class by class
+    following = (np.cumsum(sizes) - sizes).tolist()  # the next image of each class in the queue
+    left, redrawn = sizes.tolist(), 0
+    taken = np.empty(len(chosen), np.int64)
+    for position, kind in enumerate(drawn):
+        if not left[kind]:
+            remaining = (chances[labels[position]] * (np.asarray(left) > 0)).cumsum()
+            kind = int((remaining / remaining[-1]).searchsorted(redraws[position], side="right"))
+            redrawn += 1
+        taken[position] = queue[following[kind]]
+        following[kind] += 1
+        left[kind] -= 1
+    return taken, redrawn
 
 
 def _draw_published(truth: np.ndarray, flips: np.ndarray, config: NoiseConfig) -> np.ndarray:
@@ -229,6 +352,10 @@ def _groups(values: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
     """Split `order` (positions in `values`) by value; within each value the order stays."""
     by_value = order[np.argsort(values[order], kind="stable")]
     return np.split(by_value, np.flatnonzero(np.diff(values[by_value])) + 1)
+
+
+def _stream(config: NoiseConfig, view: int) -> Stream:
+    return Pass(config.seed, 0, 0, Purpose.noise, view).stream
 
 
 def _uniform_of(stream: Stream, count: int) -> np.ndarray:

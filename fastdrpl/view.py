@@ -5,27 +5,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdrpl.config import Config
-from fastdrpl.console import say
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.folder import RunFolder
+from fastdrpl.imagenet import split_classes
 from fastdrpl.kernels.philox import permutation
-from fastdrpl.labels import UNKNOWN, Labels
-from fastdrpl.loaders.batch import Loader
+from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels
 from fastdrpl.loaders.dataset import Dataset, Split, open_dataset
 from fastdrpl.loaders.order import Pass, Purpose
-from fastdrpl.loaders.progress import Progress
-from fastdrpl.machine import Machine
-from fastdrpl.noise import draw_noise
-
-UNCHECKED = ("folder",)  # kinds of source whose labels nobody vouches for
+from fastdrpl.noise import Pool, draw_noise
 
 
 @dataclass(frozen=True)
 class View:
-    """A split and the labels of the rows that are used; sample index = position in `labels`."""
+    """A split and the labels of the rows that are used; sample index = position in `labels`.
+
+    The class names of a view are those of its labels: with `classes = "paper"` fewer than the data set has.
+    """
 
     split: Split
     labels: Labels
+    notes: tuple[str, ...] = ()  # lines for the user
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Which classes of a data set a view has, and under which number."""
+
+    names: tuple[str, ...]  # C names
+    number: np.ndarray  # of each class of the data set, int64: 0..C-1, or -1 if it is outside
+    outside: np.ndarray  # classes of the data set that are outside, int64
 
 
 def training_view(config: Config, dataset: Dataset) -> View:
@@ -34,47 +42,96 @@ def training_view(config: Config, dataset: Dataset) -> View:
     The labels of the data set count as right where its source says so, or where the run asks for noise to be
     added; else the truth is unknown. Raises `UserError` or `DataError` where the noise does not fit the data.
     """
-    split = dataset.split("train")
-    rows = _rows(split, config.limit, config.seed, view=0)
-    label = split.label[rows]
+    split, classes = dataset.split("train"), _classes(config, dataset)
+    rows = _rows(split, classes, config.limit, config.seed, view=0)
+    label = classes.number[split.label[rows]]
     adds_noise = config.noise.kind != "none"
-    truth = label if dataset.source.kind not in UNCHECKED or adds_noise else np.full_like(label, UNKNOWN)
+    truth = label if dataset.source.labels_checked or adds_noise else np.full_like(label, UNKNOWN)
+    pool = _pool(split, classes, dataset.class_names) if len(classes.outside) else None
     labels = draw_noise(
-        truth, rows, dataset.class_names, config.noise, given=label, superclass=dataset.superclass
+        truth, rows, classes.names, config.noise, given=label, superclass=dataset.superclass, pool=pool
     )
-    outside = np.flatnonzero(labels.source_row >= len(split))
-    if len(outside):
-        raise UserError(
-            f"the labels show row {labels.source_row[outside[0]]}, the data set has {len(split)} rows",
-            where=str(config.noise.file),
-            fix="use the label file that was made for this data set",
-        )
-    return View(split, labels)
+    _check_rows(labels, rows, split, pool, str(config.noise.file))
+    return View(split, labels, _notes(labels, pool))
 
 
 def test_view(config: Config, dataset: Dataset) -> View | None:
     """The test samples, whose labels are never touched; None if the data set has no test split."""
     if not dataset.has("test"):
         return None
-    split = dataset.split("test")
-    rows = _rows(split, config.limit_test, config.seed, view=1)
-    label = split.label[rows]
-    return View(split, Labels(label, label, rows, dataset.class_names))
+    split, classes = dataset.split("test"), _classes(config, dataset)
+    rows = _rows(split, classes, config.limit_test, config.seed, view=1)
+    label = classes.number[split.label[rows]]
+    return View(split, Labels(label, label, rows, classes.names))
 
 
-def _rows(split: Split, limit: int, seed: int, *, view: int) -> np.ndarray:
-    """The valid rows of a split, or `limit` of them drawn by the seed; in order."""
-    rows = np.flatnonzero(split.valid)
+def _classes(config: Config, dataset: Dataset) -> _Classes:
+    """All classes of the data set, or the paper's 100 of ImageNet under their new numbers."""
+    names = dataset.class_names
+    if config.classes == "all":
+        return _Classes(names, np.arange(len(names)), np.empty(0, np.int64))
+    inside, outside = split_classes(names)
+    number = np.full(len(names), -1, np.int64)
+    number[inside] = np.arange(len(inside))
+    return _Classes(tuple(names[k] for k in inside), number, outside)
+
+
+def _pool(split: Split, classes: _Classes, names: tuple[str, ...]) -> Pool:
+    """The readable images of the classes outside."""
+    position = np.full(len(names), -1, np.int64)
+    position[classes.outside] = np.arange(len(classes.outside))
+    rows = np.flatnonzero(split.valid & (position[split.label] >= 0))
+    return Pool(rows, position[split.label[rows]], tuple(names[k] for k in classes.outside))
+
+
+def _rows(split: Split, classes: _Classes, limit: int, seed: int, *, view: int) -> np.ndarray:
+    """The valid rows of the view's classes, or `limit` of them drawn by the seed; in order."""
+    rows = np.flatnonzero(split.valid & (classes.number[split.label] >= 0))
     if not len(rows):
-        raise DataError(
-            f"the {split.name} split has no readable image",
-            where=str(split.path),
-            fix="see quarantine.csv beside it",
-        )
+        what, fix = "readable image", "see quarantine.csv beside it"
+        if split.valid.any():
+            what, fix = "image of the paper's classes", "prepare all of ImageNet, or use --classes all"
+        raise DataError(f"the {split.name} split has no {what}", where=str(split.path), fix=fix)
     if not 0 < limit < len(rows):
         return rows
     drawn = permutation(Pass(seed, 0, 0, Purpose.limit, view).stream, len(rows))[:limit]
     return rows[np.sort(drawn)]
+
+
+def _check_rows(labels: Labels, rows: np.ndarray, split: Split, pool: Pool | None, file: str) -> None:
+    """Labels from a file may show other rows than their own: each must hold an image, and one from outside."""
+    shown = labels.source_row[labels.source_row != rows]
+    wrong = shown[~np.isin(shown, np.flatnonzero(split.valid) if pool is None else pool.rows)]
+    if not len(wrong):
+        return
+    row = int(wrong[0])
+    if row >= len(split):
+        why = f"the data set has {len(split)} rows"
+    elif not split.valid[row]:
+        why = "which has no readable image"
+    else:
+        why = "whose class is not outside"
+    fix = "use the label file that was made for this data set"
+    raise UserError(f"the labels show row {row}, {why}", where=file, fix=fix)
+
+
+def _notes(labels: Labels, pool: Pool | None) -> tuple[str, ...]:
+    """What a user would not expect."""
+    notes = []
+    swapped = int(np.count_nonzero(labels.truth == OUTSIDE))
+    if labels.redrawn:
+        notes.append(
+            f"{labels.redrawn} of {swapped} images from outside are of a class that was drawn again: "
+            "the first one drawn had no image left"
+        )
+    if pool is not None:
+        empty = len(labels.class_names) - len(np.unique(labels.given))
+        if empty:
+            notes.append(f"{empty} of the {len(labels.class_names)} classes have no image here")
+        without = len(pool.class_names) - len(np.unique(pool.label))
+        if swapped and without:
+            notes.append(f"{without} of the {len(pool.class_names)} classes outside have no image here")
+    return tuple(notes)
 
 
 def open_data(config: Config, folder: RunFolder) -> Dataset:
@@ -96,26 +153,3 @@ def open_data(config: Config, folder: RunFolder) -> Dataset:
 
         prepare(PrepareConfig(kind="digits", out=folder.prepared))  # the same test images for every seed
     return open_dataset(folder.prepared)
-
-
-def open_loader(config: Config, view: View, machine: Machine) -> Loader:
-    """The loader that a configuration asks for; `auto` says why it chose."""
-    # Imported here: the worker loader brings torch's worker processes, the resident one may decode a whole set.
-    from fastdrpl.loaders.resident import ResidentLoader, resident_bytes
-    from fastdrpl.loaders.worker import WorkerLoader
-
-    choice, rows = config.engine.loader, view.labels.source_row
-    if choice == "auto":
-        need, free = resident_bytes(view.split, rows, machine.device)
-        choice = "resident" if need <= free else "worker"
-        if machine.main:
-            why = f"take {need / 2**30:.2f} GiB of {free / 2**30:.1f} free" if need else "are memory-mapped"
-            say(f"loader {choice}: the {view.split.name} images {why}")
-    if choice == "worker":
-        return WorkerLoader(view.split, rows, machine.device, config.engine.workers)
-    with Progress(
-        f"decoding {view.split.name}", None, quiet=not machine.main or view.split.store == "raw"
-    ) as bar:
-        return ResidentLoader(
-            view.split, rows, machine.device, progress=lambda done, total: bar.advance(done - bar.done)
-        )
