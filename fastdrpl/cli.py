@@ -12,22 +12,38 @@ if TYPE_CHECKING:
 HELP = """\
 fastdrpl: train an image classifier from partly wrong labels, and learn which labels are wrong.
 
-  fastdrpl prepare KIND --source DIR --out DIR   compile images once: digits, cifar10, cifar100, folder
+  fastdrpl prepare KIND --source DIR --out DIR   compile images once: `fastdrpl prepare --help` lists the kinds
   fastdrpl train RECIPE [--data DIR] [flags]     train, detect, report; the same command continues a stopped run
   fastdrpl recipes [NAME]                        the recipes, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
+  fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
+  fastdrpl bench loaders --data DIR              how fast each loader feeds your data here, and which to take
   fastdrpl doctor [PATH]                         what this machine has, what is missing and what installs it
 
 `fastdrpl VERB --help` says more. Exit codes: 0 done, 2 request, 3 data, 4 not finite, 5 detection collapsed,
-75 stopped by a signal (run the same command to continue). --debug shows where an error came from.
+75 stopped by a signal (run the same command to continue), 130 stopped by Ctrl-C.
+--debug shows where an error came from.
 Several processes: accelerate launch fastdrpl/train.py RECIPE ... (see docs/ranks.md).
 """
+
+
+STOPPED = 130  # the exit code of a command that Ctrl-C ended, as shells have it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _main(words)
+    except KeyboardInterrupt as interrupt:  # a run that trains has handlers of its own
+        if "--debug" in words:
+            raise
+        print("; ".join(("stopped", *map(str, interrupt.args))), file=sys.stderr)
+        return STOPPED
+
+
+def _main(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -151,6 +167,28 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _bench(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.bench_loaders import BenchConfig, bench_loaders
+    from fastdrpl.errors import UserError
+
+    what, rest = _split_name(words, "bench loaders --data DIR")
+    if what not in ("loaders", ""):
+        raise UserError(f"there is no bench {what!r}", fix="fastdrpl bench loaders --data DIR")
+    bench_loaders(_parse(tyro.cli, BenchConfig, "fastdrpl bench loaders", rest))
+    return 0
+
+
+def _confusion(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.confusion import ConfusionConfig, make_confusion
+
+    make_confusion(_parse(tyro.cli, ConfusionConfig, "fastdrpl confusion", words))
+    return 0
+
+
 def _doctor(words: list[str]) -> int:
     from fastdrpl.doctor import doctor
 
@@ -164,6 +202,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "recipes": _recipes,
     "status": _status,
     "predict": _predict,
+    "confusion": _confusion,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

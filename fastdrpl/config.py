@@ -15,8 +15,9 @@ from fastdrpl.noise import NoiseConfig
 class ModelConfig:
     """The network."""
 
-    name: Literal["preact_resnet18", "resnet18"] = "preact_resnet18"
-    """preact_resnet18 for 20 to 64 pixels, resnet18 (torchvision's) for photos."""
+    name: Literal["preact_resnet18", "resnet18", "inception_resnet_v2"] = "preact_resnet18"
+    """preact_resnet18 for 20 to 64 pixels, resnet18 (torchvision's) for photos, inception_resnet_v2 (timm's, an
+    extra) for photos of 299 pixels."""
     width: int = 64
     """Channels of the first of four groups of blocks (64 in the paper); preact_resnet18 only."""
 
@@ -137,10 +138,11 @@ class EngineConfig:
     """Number of processes that must take part; 0 = as many as the launcher started."""
     threads: int = 0
     """CPU threads of each process; 0 = cores / processes. Resolved once and kept when a run continues."""
-    loader: Literal["auto", "resident", "worker"] = "auto"
-    """resident = pixels memory-mapped (CPU) or copied whole (GPU); worker = plain torch DataLoader."""
+    loader: Literal["auto", "resident", "ffcv", "dali", "worker"] = "auto"
+    """resident = pixels memory-mapped (CPU) or copied whole (GPU); ffcv, dali = those libraries (extras);
+    worker = plain torch DataLoader; auto = resident if it fits, else the fastest that is installed."""
     workers: int = 2
-    """Worker processes of the `worker` loader."""
+    """Threads (ffcv, dali) or processes (worker) that read and decode."""
     eval_batch: int = 500
     """Global batch size of passes that do not train."""
     sync_bn: bool = False
@@ -174,6 +176,10 @@ class Config:
     """Images in a step, over all processes."""
     epochs_scale: float = 1.0
     """Multiplies every schedule: 0.1 makes a tenth of the epochs. For trials; a result is the paper's only at 1."""
+    classes: Literal["all", "paper"] = "all"
+    """paper = the 100 of 1000 ImageNet classes that the paper trains on; images of the others are outside."""
+    order: Literal["index", "shards"] = "index"
+    """index = all images shuffled; shards = shard after shard in random order, as tar shards can be read."""
     limit: int = 0
     """Train on this many images only, drawn by the seed; 0 = all."""
     limit_test: int = 0

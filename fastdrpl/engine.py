@@ -6,6 +6,7 @@ Nothing in a step waits for the device; what an epoch measured is read once, at 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -179,6 +180,14 @@ class Meter:
         return loss / samples, agreed / samples
 
 
+class OrderFactory(Protocol):
+    """Makes the order of a pass; `Order` itself is one."""
+
+    def __call__(
+        self, index: np.ndarray, batch_size: int, pass_: Pass, shuffle: bool, rank: int, world: int
+    ) -> Order: ...
+
+
 @dataclass(frozen=True)
 class Eyes:
     """A set of images as the loops see it: where the pixels come from and how they become input."""
@@ -186,6 +195,7 @@ class Eyes:
     loader: Loader
     transform: Transform
     samples: int
+    order: OrderFactory = Order  # in which order an epoch walks
 
 
 def train_epoch(
@@ -205,6 +215,7 @@ def train_epoch(
     numbers = torch.arange(len(order), device=machine.device)
     reductions = (machine.total, machine.maximum) if machine.world > 1 else (None, None)
     learner.network.train()
+    number = start_step - 1
     for number, batch in enumerate(eyes.loader.epoch(order, start_step=start_step), start=start_step):
         share = Share(len(order.batch(number)), machine.world, *reductions)
         outcome = stage.objective.loss(
@@ -222,6 +233,8 @@ def train_epoch(
         learner.step(outcome.loss, batch.index)
         learner.meter.note(outcome.loss, outcome.predicted == outcome.wanted, share)
         after_step(number + 1, share.count)
+    if number + 1 != len(order):
+        raise RuntimeError(f"the loader ended after step {number + 1} of {len(order)}: was it closed?")
 
 
 @torch.no_grad()
@@ -231,7 +244,7 @@ def look(
     """Walk over all samples in evaluation mode: sample index (b,) and log probability (b, C) of each batch."""
     machine = learner.machine
     machine.from_main([buffer for buffer in learner.network.buffers() if buffer.is_floating_point()])
-    order = Order(np.arange(eyes.samples), batch_size, pass_, False, machine.rank, machine.world)
+    order = eyes.order(np.arange(eyes.samples), batch_size, pass_, False, machine.rank, machine.world)
     learner.network.eval()
     for batch in eyes.loader.epoch(order):
         inputs = eyes.transform.train(batch, pass_) if augmented else eyes.transform.plain(batch)

@@ -12,7 +12,8 @@ from fastdrpl.loaders.order import Purpose
 from fastdrpl.report.table import build_table, write_table
 
 if TYPE_CHECKING:
-    from fastdrpl.training import StageRecord, Training
+    from fastdrpl.saving import StageRecord
+    from fastdrpl.training import Training
 
 RESULT_VERSION = 1
 
@@ -96,8 +97,9 @@ def _export(run: "Training") -> None:
             "schema": RESULT_VERSION,
             "model": run.config.model.name,
             "width": run.config.model.width,
-            "class_names": list(run.data.class_names),
+            "class_names": list(run.train.labels.class_names),
             "stored_size": split.height,
+            "resample": "box" if run.data.source.kind.startswith("imagenet") else "bilinear",
             "input_size": transform.size,
             "mean": list(transform.mean),
             "std": list(transform.std),

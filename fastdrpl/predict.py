@@ -106,7 +106,8 @@ def _write(target: IO[str], network: nn.Module, description: dict[str, Any], fil
         images, readable = [], []
         for file in files[start : start + _BATCH]:
             try:
-                images.append(read_picture(str(file), description["stored_size"]))
+                resample = description.get("resample", "bilinear")
+                images.append(read_picture(str(file), description["stored_size"], resample))
                 readable.append(file)
             except Unreadable as error:
                 warn(f"{printable(str(file))}: {error}")

@@ -27,6 +27,8 @@ _COMMON = {
     "seed": "C (network seed 1)",
     "batch_size": "P IV",
     "epochs_scale": "own: 1 is the paper's length",
+    "classes": "own: all",
+    "order": "own: shuffled",
     "track": "own: losses are used after the last epoch only; C takes them after each",
     "test_every": "C",
     "model.name": "P IV",
@@ -68,18 +70,26 @@ _COMMON = {
     "noise.exact": "C; P IV-A keeps 1 - r in each class (per_class)",
     "noise.excludes_truth": "P IV-B",
     "noise.both_directions": "C; P IV-B lists cat to dog only",
+    "noise.ood_direction": "C; P IV-A draws by the row of the true class",
     "noise.seed": "C",
 }
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named configuration; `sources` overrides where a number comes from."""
+    """A named configuration; `sources` overrides where a number comes from.
+
+    `kinds`: what `fastdrpl prepare` calls the data it is made for; default: as the recipe.
+    """
 
     name: str
     summary: str
     config: Config
     sources: dict[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", self.kinds or (self.name,))
 
     def source(self, name: str) -> str:
         """Where the number of a dotted field comes from; empty for fields that do not change a result."""
@@ -108,27 +118,65 @@ def cifar100() -> Recipe:
     return Recipe("cifar100", "DRPL on CIFAR-100, 575 epochs", config, sources)
 
 
-def folder() -> Recipe:
-    """Own photos: the schedule of WebVision."""
+def imagenet32() -> Recipe:
+    """ImageNet32: 100 classes to learn, the other 900 for out-of-distribution noise."""
+    return _imagenet("imagenet32", size=32, pad=4)
+
+
+def imagenet64() -> Recipe:
+    """ImageNet64: the same with four times the pixels."""
+    return _imagenet("imagenet64", size=64, pad=8)
+
+
+def _imagenet(name: str, *, size: int, pad: int) -> Recipe:
     config = Config(
-        recipe="folder",
+        recipe=name,
+        classes="paper",
+        augment=AugmentConfig(size=size, pad=pad, flip="yes"),
+        noise=NoiseConfig(exact="per_class"),
+    )
+    sources = {
+        "classes": "P IV-A",
+        "drpl.gamma1": "P III-A (the default there)",
+        "noise.exact": "P IV-A; C makes it exact in the whole set only (global)",
+    }
+    return Recipe(name, f"DRPL on 100 classes of ImageNet at {size} pixels, 575 epochs", config, sources)
+
+
+_PHOTO_STAGES = DRPLConfig(
+    semi1=Schedule(epochs=150, milestones=(100, 125)), semi2=Schedule(epochs=200, milestones=(150, 175))
+)
+_PHOTO_SOURCES = {
+    **{
+        f"drpl.{stage}.{part}": "P IV-C"
+        for stage in ("relabel", "semi1", "semi2")
+        for part in ("epochs", "milestones")
+    },
+    **dict.fromkeys(("drpl.given_epochs", "augment.size", "augment.pad", "augment.flip"), "P IV-C"),
+    "drpl.gamma1": "P III-A (the default there)",
+}
+
+
+def _photos(name: str) -> Config:
+    return Config(
+        recipe=name,
         model=ModelConfig(name="resnet18"),
         augment=AugmentConfig(size=224, pad=0, flip="yes"),
-        drpl=DRPLConfig(
-            semi1=Schedule(epochs=150, milestones=(100, 125)),
-            semi2=Schedule(epochs=200, milestones=(150, 175)),
-        ),
+        drpl=_PHOTO_STAGES,
     )
-    stages = [
-        f"drpl.{stage}.{part}" for stage in ("relabel", "semi1", "semi2") for part in ("epochs", "milestones")
-    ]
-    sources = dict.fromkeys(
-        [*stages, "drpl.given_epochs", "augment.size", "augment.pad", "augment.flip"], "P IV-C"
-    )
-    sources["drpl.gamma1"] = "P III-A (the default there)"
-    return Recipe(
-        "folder", "DRPL on a folder of photos with the settings of WebVision, 450 epochs", config, sources
-    )
+
+
+def webvision() -> Recipe:
+    """WebVision: photos found by a search for the class name; a fifth of them show something else."""
+    summary = "DRPL on the first 50 classes of WebVision, 450 epochs"
+    return Recipe("webvision", summary, _photos("webvision"), _PHOTO_SOURCES)
+
+
+def folder() -> Recipe:
+    """Own photos, however they were prepared: the settings of WebVision."""
+    summary = "DRPL on photos of your own with the settings of WebVision, 450 epochs"
+    kinds = ("folder", "table", "webdataset", "huggingface")
+    return Recipe("folder", summary, _photos("folder"), _PHOTO_SOURCES, kinds)
 
 
 def digits() -> Recipe:
@@ -164,7 +212,8 @@ def digits() -> Recipe:
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    recipe.__name__: recipe for recipe in (digits, cifar10, cifar100, folder)
+    recipe.__name__: recipe
+    for recipe in (digits, cifar10, cifar100, imagenet32, imagenet64, webvision, folder)
 }
 
 

@@ -10,12 +10,15 @@ from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, run_folder
 from fastdrpl.journal import Journal
 from fastdrpl.loaders.dataset import Dataset
+from fastdrpl.loading import choose_loaders
 from fastdrpl.lock import RunLock
 from fastdrpl.machine import Machine, build_machine, describe_versions
 from fastdrpl.noise import achieved
 from fastdrpl.outcome import finish
+from fastdrpl.recipes import recipe_named
+from fastdrpl.saving import NoJournal
 from fastdrpl.signals import StopRequest
-from fastdrpl.training import NoJournal, Training
+from fastdrpl.training import Training
 from fastdrpl.view import View, open_data, test_view, training_view
 
 MANIFEST_VERSION = 1
@@ -68,15 +71,20 @@ def _run_here(config: Config, folder: RunFolder, machine: Machine, stop: StopReq
         say(f"run folder {folder.path}")
     with machine.main_first():
         data = open_data(config, folder)
-    if machine.main and data.source.kind != config.recipe:
+    if machine.main and data.source.kind not in recipe_named(config.recipe).kinds:
         warn(f"the recipe is {config.recipe}, the data are {data.source.kind}")
     train, test = training_view(config, data), test_view(config, data)
     identity = _identity(config, data, train)
+    before = read_json(folder.manifest).get("loaders") if folder.manifest.exists() else None
+    views = [train] if test is None else [train, test]
+    loaders = choose_loaders(config.engine, views, machine, config.order, before)
     if machine.main:
-        _write_beginnings(folder, machine, data, train, identity)
+        for note in train.notes:
+            say(note)
+        _write_beginnings(folder, machine, data, train, identity, loaders)
     machine.wait()
     with Journal(folder.metrics) if machine.main else NoJournal() as journal:
-        training = Training(config, folder, machine, data, train, test, identity, stop, journal)
+        training = Training(config, folder, machine, data, train, test, identity, stop, journal, loaders)
         try:
             training.resume()
             training.stages()
@@ -107,7 +115,12 @@ def _refuse_others(folder: RunFolder, identity: dict[str, str]) -> None:
 
 
 def _write_beginnings(
-    folder: RunFolder, machine: Machine, data: Dataset, train: View, identity: dict[str, str]
+    folder: RunFolder,
+    machine: Machine,
+    data: Dataset,
+    train: View,
+    identity: dict[str, str],
+    loaders: dict[str, str],
 ) -> None:
     """manifest.json and the labels, or the check that they are those of the run's first part."""
     if folder.manifest.exists():
@@ -124,6 +137,7 @@ def _write_beginnings(
                 "samples": len(train.labels),
                 "classes": list(train.labels.class_names),
                 "machine": machine.describe(),
+                "loaders": loaders,
                 "versions": describe_versions(),
             },
         )

@@ -5,22 +5,13 @@ State is written only between two steps, so that a run that goes on takes the ve
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastdrpl.checkpoint import (
-    Checkpoint,
-    checkpoint_name,
-    list_checkpoints,
-    newest_checkpoint,
-    next_sequence,
-    prune,
-    read_checkpoint,
-    sequence_of,
-    write_checkpoint,
-)
+from fastdrpl.checkpoint import checkpoint_name, next_sequence, prune, write_checkpoint
 from fastdrpl.config import Config
 from fastdrpl.console import say, warn
 from fastdrpl.detecting import as_column, keep_evidence, name_warnings, split_labels
@@ -30,52 +21,17 @@ from fastdrpl.folder import RunFolder
 from fastdrpl.journal import Journal
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Order, Pass, Purpose
+from fastdrpl.loading import open_loader, order_of
 from fastdrpl.machine import Machine
 from fastdrpl.methods import stages_of
 from fastdrpl.models import build_model
 from fastdrpl.pace import CONTINUE, STOP, Pace
 from fastdrpl.pixels import resolve_transform
+from fastdrpl.saving import NoJournal, Position, StageRecord, find_checkpoint
 from fastdrpl.signals import StopRequest
 from fastdrpl.stages import Stage, learning_rate
 from fastdrpl.store import LabelStore
-from fastdrpl.view import View, open_loader
-
-
-class NoJournal:
-    """What ranks other than the first write to."""
-
-    def append(self, record: dict[str, Any]) -> None: ...
-    def truncate(self, length: int) -> None: ...
-    def sync(self) -> int:
-        return 0
-
-    def __enter__(self) -> "NoJournal":
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-@dataclasses.dataclass
-class Position:
-    """The next thing to do: step `step` (from 0) of epoch `epoch` (from 1) of stage `stage` (from 0)."""
-
-    stage: int = 0
-    epoch: int = 1
-    step: int = 0
-
-
-@dataclasses.dataclass
-class StageRecord:
-    """What result.json says of a stage; `seconds` and `images` add up over interruptions."""
-
-    name: str
-    epochs: int
-    seconds: float = 0.0
-    images: int = 0
-    best: float | None = None
-    last: float | None = None
-    detection: dict[str, Any] | None = None
-    warnings: list[str] = dataclasses.field(default_factory=list)
+from fastdrpl.view import View
 
 
 class Training:
@@ -92,23 +48,29 @@ class Training:
         identity: dict[str, str],
         stop: StopRequest,
         journal: Journal | NoJournal,
+        loaders: Mapping[str, str],
     ):
         self.config, self.folder, self.machine, self.data = config, folder, machine, data
         self.train, self.test, self.identity = train, test, identity
         self._stop, self._journal = stop, journal
         self.plan = stages_of(config)
-        self.classes = len(data.class_names)
+        self.classes = len(train.labels.class_names)
         self.position = Position()
         self.records: list[StageRecord] = []
         transform = resolve_transform(config.augment, data)
-        self.train_eyes = Eyes(open_loader(config, train, machine), transform, len(train.labels))
+
+        def eyes(view: View) -> Eyes:
+            loader = open_loader(loaders[view.split.name], config.engine, view, machine)
+            return Eyes(loader, transform, len(view.labels), order_of(config.order, view))
+
+        self.train_eyes = eyes(train)
         self.test_eyes = None
         if test is not None:
-            self.test_eyes = Eyes(open_loader(config, test, machine), transform, len(test.labels))
-            self._test_label = torch.as_tensor(test.labels.truth, device=machine.device)
+            self.test_eyes = eyes(test)
+            self._test_label = torch.tensor(test.labels.truth, device=machine.device)
         many = machine.world > 1
         self.store = LabelStore(len(train.labels), machine.device, machine.total if many else None)
-        self.given = torch.as_tensor(train.labels.given, device=machine.device)
+        self.given = torch.tensor(train.labels.given, device=machine.device)
         self.learner = self._fresh_learner()
         if machine.main:
             where = machine.describe()
@@ -140,28 +102,16 @@ class Training:
 
     # --- saving ---
 
-    def _found_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies for rank 0; the others read the same one, or fail."""
-        folder, number = self.folder.checkpoints, 0
-        found = None
-        if self.machine.main:
-            found = newest_checkpoint(folder, identity=self.identity, on_skip=lambda error: warn(str(error)))
-            number = 0 if found is None else sequence_of(found.path) + 1
-        number = self.machine.highest(number)
-        if number and found is None:
-            path = next(path for path in list_checkpoints(folder) if sequence_of(path) == number - 1)
-            found = read_checkpoint(path, identity=self.identity)
-        return found
-
     def resume(self) -> None:
         """Go on from the newest checkpoint that verifies, or start."""
-        found = self._found_checkpoint()
+        found = find_checkpoint(self.folder, self.machine, self.identity)
         if found is None:
             self._journal.truncate(0)
             self.store.put("given", self.given)
             return
         state = found.state
         self.position = Position(**state["position"])
+        self._refuse_other_ranks(state.get("ranks", self.machine.world))
         self.records = [StageRecord(**record) for record in state["records"]]
         tensors = {name: value.to(self.machine.device) for name, value in found.tensors.items()}
         self.learner.load(tensors)
@@ -176,6 +126,15 @@ class Training:
             at = self.position
             name = self.plan[at.stage].name if at.stage < len(self.plan) else "the end"
             say(f"continuing from {found.path.name}: {name}, epoch {at.epoch}, step {at.step}")
+
+    def _refuse_other_ranks(self, before: int) -> None:
+        """In the order of shards each rank walks a piece of its own: half an epoch cannot be divided anew."""
+        if self.config.order == "shards" and self.position.step and before != self.machine.world:
+            raise UserError(
+                f"this run stopped within an epoch on {before} rank(s); here are {self.machine.world}",
+                where=str(self.folder.path),
+                fix=f"continue it on {before} rank(s); with --order shards others can take over between epochs only",
+            )
 
     def save(self, stage_end: str | None = None) -> None:
         """Write a checkpoint of this very moment; every rank must call it after the same step."""
@@ -193,6 +152,7 @@ class Training:
                     "records": [dataclasses.asdict(record) for record in self.records],
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "journal": self._journal.sync(),
+                    "ranks": self.machine.world,
                 },
                 identity=self.identity,
             )
@@ -253,7 +213,9 @@ class Training:
         config, position, record = self.config, self.position, self.records[-1]
         epoch, started = position.epoch, time.monotonic()
         epoch_pass = self.pass_(epoch, Purpose.train)
-        order = Order(index, config.batch_size, epoch_pass, True, self.machine.rank, self.machine.world)
+        order = self.train_eyes.order(
+            index, config.batch_size, epoch_pass, True, self.machine.rank, self.machine.world
+        )
         _check_batches(order, self.machine)
         rate = learning_rate(epoch, stage.schedule, lr=config.optimiser.lr, drop=config.optimiser.drop)
         self.learner.set_learning_rate(rate)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fastdrpl.kernels import beta_mixture as module
-from fastdrpl.kernels.beta_mixture import BetaMixture, fit_beta_mixture, monotone_log_odds
+from fastdrpl.kernels.beta_mixture import INFINITE, BetaMixture, fit_beta_mixture, monotone_log_odds
 
 BACKENDS = ("numba", "reference")
 
@@ -80,7 +80,9 @@ finite_losses = arrays(
     np.float64,
     st.integers(1, 60),
     elements=st.one_of(
-        st.floats(allow_nan=False, allow_infinity=False),
+        st.floats(
+            -INFINITE, INFINITE, exclude_min=True, exclude_max=True
+        ),  # beyond it a loss counts as infinite
         st.floats(0, 20),
         st.sampled_from([0.0, 1e-6, 1.0, 1.00001, 5.0]),
     ),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,50 @@ def test_other_errors_are_not_hidden(monkeypatch):
     monkeypatch.setitem(cli.VERBS, "status", fail)
     with pytest.raises(ZeroDivisionError):
         main(["status"])
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys, verb):
+    def stop(words):
+        raise KeyboardInterrupt(*words)
+
+    monkeypatch.setitem(cli.VERBS, verb, stop)
+    assert main([verb]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert main([verb, "the same command continues"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues\n"
+    with pytest.raises(KeyboardInterrupt):
+        main([verb, "--debug"])
+
+
+def test_ctrl_c_stops_a_real_count_of_images(tmp_path):
+    """The signal comes while threads decode; the files of weights are never asked for."""
+    (tmp_path / "slow.py").write_text(
+        "import sys, time\nfrom fastdrpl import confusion\nfrom fastdrpl.cli import main\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "def count(config, folder):\n"
+        "    with ThreadPoolExecutor(4) as threads:\n"
+        "        waits = [threads.submit(time.sleep, 0.2) for _ in range(8)]\n"
+        "        print('counting', flush=True)\n"
+        "        while True:\n            [wait.result() for wait in waits]\n"
+        "confusion.count_images = count\n"
+        f"sys.exit(main(['confusion', '--images', {str(tmp_path)!r}, '--out', {str(tmp_path / 'c.npz')!r}]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "slow.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "counting\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "stopped\n")
+        assert process.returncode == 130
+    finally:
+        process.kill()
 
 
 def test_help_names_every_verb_and_code(capsys):

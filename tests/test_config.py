@@ -29,6 +29,7 @@ def test_every_number_of_a_recipe_has_a_source(name):
         "limit",
         "limit_test",
         "noise.matrix",
+        "noise.confusion",
         "noise.matrix_diagonal",
         "noise.file",
         "noise.legacy_rng",

@@ -115,10 +115,17 @@ def test_weights_are_a_function_of_the_seed_and_nothing_else(name: str):
     assert torch.equal(torch.get_rng_state(), before)
     other = build_model(name, 3, 64, seed=6).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not torch.equal(
-        first["linear.weight" if name.startswith("preact") else "fc.weight"],
-        other["linear.weight" if name.startswith("preact") else "fc.weight"],
-    )
+    last = next(key for key in reversed(first) if key.endswith("weight"))
+    assert first[last].shape[0] == 3
+    assert not torch.equal(first[last], other[last])
+
+
+def test_inception_resnet_v2_takes_photos_of_299_pixels():
+    model = build_model("inception_resnet_v2", 50, 64, seed=1).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 299, 299)).shape == (1, 50)
+    with pytest.raises(UserError, match="one width"):
+        build_model("inception_resnet_v2", 50, 32, 0)
 
 
 def test_resnet18_is_that_of_torchvision():

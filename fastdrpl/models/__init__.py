@@ -2,31 +2,41 @@
 
 import difflib
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 
 from fastdrpl.loaders.errors import UserError
+from fastdrpl.loaders.extras import require
 from fastdrpl.models.preact_resnet import preact_resnet18
 from fastdrpl.models.resnet import resnet18
 
-_RESNET18_WIDTH = 64
+_ONLY_WIDTH = 64  # of networks that have one
 _LARGEST_SEED = 2**64 - 1
 
 
 def _build_resnet18(num_classes: int, width: int) -> nn.Module:
-    if width != _RESNET18_WIDTH:
-        raise UserError(
-            f"resnet18 has one width, {_RESNET18_WIDTH}; got {width}",
-            where="model.width",
-            fix="use preact_resnet18",
-        )
+    _refuse_width("resnet18", width)
     return resnet18(num_classes)
+
+
+def _build_inception_resnet_v2(num_classes: int, width: int) -> nn.Module:
+    _refuse_width("inception_resnet_v2", width)
+    return cast(nn.Module, require("timm").create_model("inception_resnet_v2", num_classes=num_classes))
+
+
+def _refuse_width(name: str, width: int) -> None:
+    if width != _ONLY_WIDTH:
+        raise UserError(
+            f"{name} has one width, {_ONLY_WIDTH}; got {width}", where="model.width", fix="leave it out"
+        )
 
 
 _MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "preact_resnet18": preact_resnet18,
     "resnet18": _build_resnet18,
+    "inception_resnet_v2": _build_inception_resnet_v2,
 }
 MODEL_NAMES = tuple(_MODELS)
 
