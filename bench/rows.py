@@ -9,14 +9,17 @@ import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastdrpl.turns import measure_in_turns
+
+__all__ = ["RESULTS", "measure", "measure_in_turns", "write_row"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -26,25 +29,6 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "numba", "accelerate", "ff
 def measure(function: Callable[[], object], *, warmup: int, repeats: int) -> list[float]:
     """Seconds of each of `repeats` calls, after `warmup` calls that do not count."""
     return measure_in_turns({"it": function}, warmup=warmup, repeats=repeats)["it"]
-
-
-def measure_in_turns(
-    functions: Mapping[str, Callable[[], object]], *, warmup: int, repeats: int
-) -> dict[str, list[float]]:
-    """Seconds per call of several functions, one call of each in turn, so that all see the same machine.
-
-    On an accelerator the function itself must wait for the end of its work.
-    """
-    for function in functions.values():
-        for _ in range(warmup):
-            function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def write_row(
