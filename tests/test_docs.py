@@ -5,12 +5,14 @@ flags, which make them short and change nothing else; those that set up a machin
 """
 
 import ast
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -20,10 +22,13 @@ import pytest
 import torch
 from PIL import Image
 
+from bench.generate_imagenet import generate
 from fastdrpl import errors
+from fastdrpl.bench_loaders import BenchConfig
 from fastdrpl.cli import VERBS, main
 from fastdrpl.config import Config, flatten
 from fastdrpl.config_file import read_table
+from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.errors import UserError
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
@@ -46,8 +51,15 @@ SHORT = {
 SHORTER = {  # than SHORT, for some recipes
     "cifar100": {"--limit": "400"},
     "folder": {"--augment.size": "32", "--batch_size": "12", "--model.width": "64", "--limit_test": "0"},
+    "imagenet32": {"--limit": "300"},
+    "imagenet64": {"--limit": "300"},
 }
+SHORT_PREPARE = {
+    "imagenet32": ["--subset"],
+    "imagenet64": ["--subset"],
+}  # the real ones have 1,281,167 images
 LAUNCHER_FLAGS = {"cpu", "mixed_precision", "multi_gpu", "num_processes", "nproc_per_node", "standalone"}
+SETTINGS = (PrepareConfig, PredictConfig, BenchConfig, ConfusionConfig)  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 
 
@@ -131,6 +143,8 @@ def shortened(words: list[str]) -> list[str]:
 def run_verb(words: list[str]) -> None:
     if words[0] == "train":
         words = ["train", *shortened(words[1:])]
+    if words[0] == "prepare":
+        words = [*words, *SHORT_PREPARE.get(words[1], [])]
     try:
         code = main(words)
     except SystemExit as end:  # tyro's
@@ -204,6 +218,48 @@ def make_photos(folder: Path) -> None:
             (image.convert("L") if number == 3 else image).save(folder / name / f"{number}.jpg")
 
 
+def make_other_forms(place: Path) -> None:
+    """The same photos as a table, as a tar shard and as a saved Hugging Face dataset."""
+    import datasets
+
+    files = sorted((place / "photos").glob("*/*.jpg"))
+    lines = [f"{file.relative_to(place)},{file.parent.name}\n" for file in files]
+    (place / "photos.csv").write_text("path,label\n" + "".join(lines))
+    (place / "shards").mkdir()
+    with tarfile.open(place / "shards" / "000.tar", "w") as shard:
+        for number, file in enumerate(files):
+            label = io.BytesIO(file.parent.name.encode())
+            shard.add(file, f"{number:03}.jpg")
+            about = tarfile.TarInfo(f"{number:03}.cls")
+            about.size = len(label.getvalue())
+            shard.addfile(about, label)
+    columns = {"image": [str(file) for file in files], "label": [file.parent.name for file in files]}
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict(columns, features=kinds).save_to_disk(place / "saved")
+
+
+def make_webvision(folder: Path) -> None:
+    """Fifty classes with two images each, one of them from Flickr, and one for testing."""
+    (folder / "info").mkdir(parents=True)
+    (folder / "val_images_256").mkdir()
+    (folder / "info" / "synsets.txt").write_text("".join(f"n{k:08} thing\n" for k in range(50)))
+    for name, path in (
+        ("train_filelist_google", "google/q{0}.jpg"),
+        ("train_filelist_flickr", "flickr/q{0}.jpg"),
+        ("val_filelist", "{0}.jpg"),
+    ):
+        (folder / "info" / f"{name}.txt").write_text("".join(f"{path.format(k)} {k}\n" for k in range(50)))
+        for k in range(50):
+            place = folder / ("val_images_256" if name == "val_filelist" else "") / path.format(k)
+            place.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (30, 20), (5 * k, 90, 0)).save(place)
+
+
+def make_imagenet(folder: Path, size: int) -> Path:
+    """Ten images of each class and one for testing, as published."""
+    return generate(folder, images=10_000, val=1000, size=size, layout="pickle")
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory):
     """Makes prepared data, once: (kind, source) -> folder."""
@@ -213,6 +269,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
         out = base / kind
         if not out.exists():
             given = [] if source is None else ["--source", str(source)]
+            given += SHORT_PREPARE.get(kind, [])
             assert main(["prepare", kind, *given, "--out", str(out)]) == 0
         return out
 
@@ -231,19 +288,33 @@ def place(tmp_path, monkeypatch):
 def furnish(place: Path, page: Path, request: pytest.FixtureRequest, prepared) -> None:
     """What a page takes for granted: downloads, photos, a matrix, its own TOML files, data that it does not prepare."""
     text = "\n".join(all_commands(page))
-    if "downloads" in text or "data/cifar" in text:
-        (place / "downloads").symlink_to(request.getfixturevalue("real_cifar"))
+    downloads = place / "downloads"
+    downloads.mkdir()
+    if re.search(r"\bcifar", text):
+        for folder in Path(request.getfixturevalue("real_cifar")).glob("cifar-*"):
+            (downloads / folder.name).symlink_to(folder)
+    for kind in ("imagenet32", "imagenet64"):
+        if f"prepare {kind} " in text:
+            make_imagenet(downloads, int(kind[-2:]))
+    if "downloads/webvision" in text:
+        make_webvision(downloads / "webvision")
     make_photos(place / "photos")
+    if "photos.csv" in text:
+        make_other_forms(place)
+    if "counts.npz" in text:
+        counts = np.random.default_rng(0).integers(0, 3, (1000, 1000)) + 50 * np.eye(1000, dtype=np.int64)
+        np.savez(place / "counts.npz", resnet50=counts)
     np.savetxt(place / "matrix.csv", 0.9 * np.eye(10) + 0.01, delimiter=",")
     for language, block in blocks(page):
         if language == "toml":
             (place / re.match(r"# (\S+\.toml)\n", block)[1]).write_text(block)
-    for kind in sorted(set(re.findall(r"--data data/(digits|cifar100?)\b", text))):
-        if not re.search(rf"prepare {kind} .*--out data/{kind}\b", text):
+    for kind in sorted(set(re.findall(r"--data data/(digits|cifar100?|imagenet\d+)(?![\w-])", text))):
+        if not re.search(rf"prepare {kind} .*--out data/{kind}(?![\w-])", text):
             (place / "data").mkdir(exist_ok=True)
-            (place / "data" / kind).symlink_to(
-                prepared(kind, None if kind == "digits" else place / "downloads")
-            )
+            source = None if kind == "digits" else downloads
+            if kind.startswith("imagenet"):
+                source = make_imagenet(place / kind, int(kind[-2:]))
+            (place / "data" / kind).symlink_to(prepared(kind, source))
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -291,7 +362,7 @@ def test_a_command_that_no_rule_covers_fails():
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_named_exists(name):
     training = set(flatten(Config()))
-    others = {field for settings in (PrepareConfig, PredictConfig) for field in settings.__dataclass_fields__}
+    others = {field for settings in SETTINGS for field in settings.__dataclass_fields__}
     sections = {field.rpartition(".")[0] for field in training}
     named = re.findall(r"(?<![\w-])--([A-Za-z][\w.-]*)(\*?)", PAGES[name].read_text())
     for flag, star in named:
