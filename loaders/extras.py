@@ -4,6 +4,9 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from fastdrpl.loaders.errors import UserError
 
@@ -19,11 +22,16 @@ INSTALL = {  # module -> what brings it
 def require(module: str) -> ModuleType:
     """Import an optional module. Raises UserError with the line that installs it, or with what its import said.
 
-    The number of threads of torch and numba stays what it was: importing ffcv would set both to one.
+    The number of threads of torch and numba stays what it was: importing ffcv would set both to one. Nor do ffcv's
+    loaders change numba's types, see `_keep_types`.
     """
     try:
-        with keep_thread_counts() if module == "ffcv" else contextlib.nullcontext():
+        if module != "ffcv":
             return importlib.import_module(module)
+        with keep_thread_counts():
+            library = importlib.import_module(module)
+        _keep_types()
+        return library
     except ModuleNotFoundError as error:
         if error.name is not None and module.startswith(error.name):
             raise UserError(f"{module} is not installed", fix=INSTALL[module]) from None
@@ -44,3 +52,23 @@ def keep_thread_counts() -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
+
+
+def _keep_types() -> None:
+    """Have ffcv compile its reader for the types it is called with, rather than for types it declares.
+
+    To declare them it sets `mutable = False` on numba's type of uint8 arrays, of which a process has but one: from
+    the first loader on, no compiled function of anybody that takes such an array finds its own signatures again.
+    """
+    manager: Any = importlib.import_module("ffcv.memory_managers.os_cache").OSCacheManager
+    compiler: Any = importlib.import_module("ffcv.pipeline.compiler").Compiler
+
+    def compile_reader(self: Any) -> Any:
+        def read(address: Any, state: Any) -> Any:
+            file, starts, sizes = state
+            size = sizes[np.searchsorted(starts, address)]
+            return file[address : address + size]
+
+        return compiler.compile(read)
+
+    manager.compile_reader = compile_reader

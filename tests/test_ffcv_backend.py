@@ -519,6 +519,58 @@ def test_a_fresh_process_with_several_loaders_at_once(raw: Split, jpeg: Split) -
     assert int(words[5]) == pytest.approx(wanted, rel=0.01)
 
 
+BESIDE_THE_LIBRARY = """
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from fastdrpl.loaders.extras import require
+
+require("ffcv")
+from ffcv.loader import Loader
+
+from fastdrpl.loaders.beton_tables import read_tables
+from fastdrpl.loaders.dataset import Split
+from fastdrpl.loaders.ffcv_backend import FFCVLoader
+
+
+@numba.njit
+def first(numbers):
+    return numbers[0]
+
+
+first(np.ones(1, np.uint8))
+path = Path(sys.argv[1])
+for os_cache in (True, False):
+    for _ in Loader(str(path), batch_size=50, num_workers=1, os_cache=os_cache, drop_last=False, seed=0):
+        pass
+assert numba.uint8[::1].mutable
+assert first.nopython_signatures, "the function does not find its own signatures"
+t = read_tables(path)
+valid = np.ones(len(t.label), bool)
+FFCVLoader(
+    Split("x", path, t.height, t.width, t.store, t.label, valid, t.offset, t.nbytes, t.page_size), np.arange(len(valid))
+)
+"""
+
+
+def test_the_library_leaves_numba_its_types(raw: Split, tmp_path: Path) -> None:
+    """Its loader would mark numba's one type of uint8 arrays as read-only, for everybody in the process.
+
+    Only what is compiled afresh notices: the process keeps its compiled code in an empty folder.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", BESIDE_THE_LIBRARY, str(raw.path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def read_all(split: Split) -> np.ndarray:
     file = map_file(split)
     return np.stack([decode_row(split, file, row) for row in range(len(split))])
