@@ -4,7 +4,7 @@ import contextlib
 import io
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +20,7 @@ from fastdrpl.loaders.decode import check_length, check_source_rows, decode_row,
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.extras import require
 from fastdrpl.loaders.order import Order
+from fastdrpl.loaders.raw_rows import read_raw
 from fastdrpl.loaders.shard_order import ShardOrder
 from fastdrpl.loaders.staging import HostBatch, stage
 
@@ -50,6 +51,7 @@ class DALILoader:
         # Where the decoder runs: raw pixels need none, they are copied to the device as they are.
         self._decoder = torch.device("cpu") if split.store == "raw" else self.device
         self._epochs: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+        self._idle: list[_Reading] = []  # of epochs that ended, for the next ones
 
     def epoch(self, order: Order, *, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an order from a step on."""
@@ -59,9 +61,11 @@ class DALILoader:
         return batches
 
     def close(self) -> None:
-        """End the pipelines of every epoch still under way."""
+        """End all pipelines, those of epochs still under way too."""
         for batches in list(self._epochs):
             batches.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _on_host(self, order: Order, start_step: int) -> Generator[Batch, None, None]:
         def batches() -> Generator[HostBatch, None, None]:
@@ -105,58 +109,83 @@ class DALILoader:
         if not largest:  # a rank without a share
             yield from (nothing for _ in steps)
             return
-        feed = _Feed(self.split, self._file, self.source_row, (order[step] for step in steps))
-        pipeline = RunningPipeline(self._decoder, largest, self.threads, self._define(feed))
-        with contextlib.closing(pipeline):
+        reading = self._take_idle(largest)
+        with contextlib.ExitStack() as failed:
+            failed.callback(reading.close)
+            reading.feed.begin(self.source_row[order[step]] for step in steps)
             for step in steps:
-                yield self._next(pipeline, feed) if len(order[step]) else nothing
+                yield reading.next() if len(order[step]) else nothing
+            failed.pop_all()
+        reading.pipeline.rewind()
+        self._idle.append(reading)
 
-    def _define(self, feed: "_Feed") -> Callable[[ModuleType], tuple[Any, ...]]:
-        raw, device = self.split.store == "raw", self._decoder
+    def _take_idle(self, largest: int) -> "_Reading":
+        """A pipeline for batches of up to `largest`: one that has ended its epoch, or a new one."""
+        for reading in self._idle:
+            if reading.largest == largest:
+                self._idle.remove(reading)
+                return reading
+        return _Reading(self.split, self._file, largest, self._decoder, self.threads)
+
+
+class _Reading:
+    """A pipeline over the compiled file and what it is fed."""
+
+    def __init__(
+        self, split: Split, file: np.ndarray, largest: int, device: torch.device, threads: int
+    ) -> None:
+        self.split, self.file, self.largest = split, file, largest
+        self.feed = _Feed(split, file, threads)
+        raw = split.store == "raw"
 
         def define(dali: ModuleType) -> tuple[Any, ...]:
             # Raw: with DALI's own copy into one block of memory it is twice as fast as without.
             # JPEG: the bytes stay where the file is mapped.
             images = dali.fn.external_source(
-                source=feed, batch=True, dtype=dali.types.UINT8, ndim=3 if raw else 1, no_copy=not raw
+                source=self.feed, batch=True, dtype=dali.types.UINT8, ndim=3 if raw else 1, no_copy=not raw
             )
             return (images if raw else decode_jpeg(dali, images, device),)
 
-        return define
+        self.pipeline = RunningPipeline(device, largest, threads, define)
 
-    def _next(self, pipeline: RunningPipeline, feed: "_Feed") -> torch.Tensor:
+    def next(self) -> torch.Tensor:
+        """(B, H, W, 3) uint8 of the next step that is not empty. Raises DataError."""
         images, seen = None, "images of several sizes"
         try:
-            pipeline.schedule()
-            images = as_tensor(pipeline.outputs()[0])
+            self.pipeline.schedule()
+            images = as_tensor(self.pipeline.outputs()[0])
         except RuntimeError as error:  # what is raised here would hold on to it, and so to the pipeline
             seen = cause(str(error))
         if images is None or images.shape[1:] != (self.split.height, self.split.width, 3):
-            rows = np.concatenate([np.empty(0, np.int64), *feed.under_way])
-            raise find_damaged(self.split, self._file, rows) or DataError(
+            rows = np.concatenate([np.empty(0, np.int64), *self.feed.under_way])
+            raise find_damaged(self.split, self.file, rows) or DataError(
                 f"DALI cannot read the next batch: {seen}",
                 where=str(self.split.path),
                 fix="`fastdrpl prepare` with the same arguments checks the file; or use another loader",
             )
-        feed.under_way.popleft()
+        self.feed.under_way.popleft()
         return images
+
+    def close(self) -> None:
+        """End the pipeline; what came out stays."""
+        self.pipeline.close()
 
 
 class _Feed:
     """What the pipeline asks for its next batch: the stored bytes of some rows. It skips empty steps."""
 
-    def __init__(
-        self, split: Split, file: np.ndarray, source_row: np.ndarray, steps: Iterator[np.ndarray]
-    ) -> None:
-        self.split, self.file = split, file
+    def __init__(self, split: Split, file: np.ndarray, threads: int) -> None:
+        self.split, self.file, self.threads = split, file, threads
         self.under_way: deque[np.ndarray] = deque()  # rows of each batch that has not come out
-        self._steps = (source_row[index] for index in steps if len(index))
+        self._steps: Iterator[np.ndarray] = iter(())
         self._all_valid = bool(split.valid.all())
-        if split.store == "raw":  # element k: the image that begins at byte k; nothing is copied
-            nbytes = split.height * split.width * 3
-            self._images = np.ndarray((max(0, len(file) - nbytes + 1),), f"V{nbytes}", file, strides=(1,))
-        else:
+        if split.store == "jpeg":
             self._black = _black_jpeg(split.height, split.width)
+
+    def begin(self, steps: Iterator[np.ndarray]) -> None:
+        """The (B,) rows of an epoch's steps."""
+        self.under_way.clear()
+        self._steps = (rows for rows in steps if len(rows))
 
     def __call__(self) -> Any:
         rows = next(self._steps)  # at the end StopIteration, which is what DALI wants
@@ -165,8 +194,8 @@ class _Feed:
         return self._gather(rows) if self.split.store == "raw" else self._encoded(rows)
 
     def _gather(self, rows: np.ndarray) -> np.ndarray:
-        images = self._images[self.split.offset[rows]].view(np.uint8)
-        images = images.reshape(len(rows), self.split.height, self.split.width, 3)
+        images = np.empty((len(rows), self.split.height, self.split.width, 3), np.uint8)
+        read_raw(self.file, self.split.offset[rows], images, self.threads)
         if not self._all_valid:
             images[~self.split.valid[rows]] = 0
         return images

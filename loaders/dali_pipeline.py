@@ -17,8 +17,9 @@ PREFETCH = 2  # batches under way beside the one in use
 
 
 class RunningPipeline:
-    """A pipeline for one epoch: making it takes milliseconds, and `close` ends its threads, whoever still knows it.
+    """A pipeline for one epoch after another; `close` ends its threads, whoever still knows it.
 
+    Making one takes milliseconds, and some more until its memory has been touched: `rewind` saves both.
     `define(dali)` gives the outputs, a tuple. On the CPU no GPU is needed.
     """
 
@@ -51,6 +52,10 @@ class RunningPipeline:
         if self._device.type == "cuda":
             return tuple(self._pipeline.outputs(torch.cuda.current_stream(self._device)))
         return tuple(self._pipeline.outputs())
+
+    def rewind(self) -> None:
+        """Begin anew, after the last batch came out and its source said that there is no more."""
+        self._pipeline.reset()
 
     def close(self) -> None:
         """End it; what came out stays."""
