@@ -71,8 +71,13 @@ def own(request: Any, folders: dict[str, Path], tmp_path: Path) -> Split:
     return open_dataset(Path(shutil.copytree(folders[store], tmp_path / store))).split("train")
 
 
+@pytest.fixture
+def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def nothing_left(own_temporary_folder: None) -> Iterator[None]:
     """No thread, open file or temporary folder stays."""
     gc.collect()
     before = left()
@@ -85,14 +90,9 @@ def nothing_left() -> Iterator[None]:
 
 
 def left() -> tuple[int, int, list[str]]:
-    """Threads, open files, temporary folders of this process's user."""
+    """Threads, open files, temporary folders."""
     temporary = [path.name for path in Path(tempfile.gettempdir()).glob("fastdrpl-*")]
     return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), sorted(temporary)
-
-
-@pytest.fixture(autouse=True)
-def own_temporary_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def valid_rows(split: Split) -> np.ndarray:
