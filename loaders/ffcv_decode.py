@@ -12,7 +12,6 @@ import numba
 import numpy as np
 
 from fastdrpl.kernels.cpu.jit import jit
-from fastdrpl.loaders.raw_rows import read_raw_parallel, read_raw_serial
 
 GOOD, DAMAGED = 0, 1  # status of an image
 
@@ -28,6 +27,13 @@ def bind_decoder(library: ctypes.CDLL) -> None:
     """Tell compiled code where the JPEG decoder of the ffcv library is. Before any JPEG is read; again does no harm."""
     address = ctypes.cast(library.imdecode, ctypes.c_void_p).value
     llvmlite.binding.add_symbol("fastdrpl_ffcv_imdecode", address)
+
+
+@jit(nogil=True)
+def copy_image(file: np.ndarray, start: np.uint64, out: np.ndarray) -> None:
+    """The bytes of one image, from `file[start]` on, to (bytes,) uint8."""
+    for k in range(np.uint64(len(out))):
+        out[k] = file[start + k]
 
 
 @jit(nogil=True)
@@ -61,6 +67,20 @@ def decode_image(file: np.ndarray, start: np.int64, nbytes: np.int64, out: np.nd
 
 
 # Serial and parallel twice over: one function compiled both ways would share a single entry of numba's cache.
+
+
+@jit(nogil=True)
+def read_raw_serial(file: np.ndarray, start: np.ndarray, out: np.ndarray) -> None:
+    """Raw images, from (B,) uint64 bytes on, to (B, bytes) uint8."""
+    for i in range(len(start)):
+        copy_image(file, start[i], out[i])
+
+
+@jit(nogil=True, parallel=True)
+def read_raw_parallel(file: np.ndarray, start: np.ndarray, out: np.ndarray) -> None:
+    """`read_raw_serial`, on numba's threads."""
+    for i in numba.prange(len(start)):
+        copy_image(file, start[i], out[i])
 
 
 @jit(nogil=True)
