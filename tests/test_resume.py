@@ -10,7 +10,10 @@ import pytest
 import toy
 
 KILLS = 25
-LONG = ("--drpl.semi2.epochs", "20")  # so that a busy machine, on which a kill comes late, is not through too early
+LONG = (
+    "--drpl.semi2.epochs",
+    "20",
+)  # a busy machine, on which a kill comes late, must not be through too early
 
 
 @pytest.fixture(scope="module")
