@@ -10,10 +10,8 @@ import pytest
 import toy
 
 KILLS = 25
-LONG = (
-    "--drpl.semi2.epochs",
-    "20",
-)  # a busy machine, on which a kill comes late, must not be through too early
+# A busy machine, on which a kill comes late, must not be through too early.
+LONG = ("--drpl.semi2.epochs", "20")
 
 
 @pytest.fixture(scope="module")
