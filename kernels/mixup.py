@@ -1,7 +1,29 @@
-"""Mixing of images and soft targets (mixup; Zhang et al. 2018, used in section III-C of the DRPL paper)."""
+"""Mixing of images and soft targets (mixup; Zhang et al. 2018, used in section III-C of the DRPL paper).
+
+A step needs each image twice: as it is, for the pseudo-label, and mixed with a partner's, to learn from. Augmenting
+first and mixing then costs, for a 32 x 32 image in bfloat16, 3 KB read and 6 KB written, then 12 KB read and 6 KB
+written; `augment_pair` reads the partner's bytes again and not what was made of them: 6 KB read, 12 KB written, one
+launch.
+
+The references stand first and run on every device. A GPU uses the twin `fastdrpl.kernels.gpu.mixup`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from fastdrpl.kernels.augment import (
+    augment,
+    augment_reference,
+    augment_resized,
+    check_draw,
+    check_output,
+    check_resized,
+)
+from fastdrpl.kernels.dispatch import check_range, choose
+from fastdrpl.kernels.philox import Stream
 
 
 def partners(keys: Tensor) -> Tensor:
@@ -15,3 +37,116 @@ def mix(values: Tensor, partner: Tensor, coefficient: Tensor) -> Tensor:
     The coefficient is a tensor on the device of the values, so that no step waits for the host.
     """
     return torch.lerp(values.index_select(0, partner), values, coefficient.to(values.dtype))
+
+
+def augment_pair_reference(
+    pixels: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    stream: Stream | Tensor,
+    partner: Tensor,
+    coefficient: Tensor,
+    crop: str,
+    pad: int,
+    size: int,
+    flip: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    """`augment_pair` in plain torch, on any device, nothing checked: augmented in float32, mixed, then converted."""
+    plain = augment_reference(
+        pixels, rows, index, stream, crop, pad, size, flip, mean, std, torch.float32, channels_last
+    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return plain.to(dtype), mix(plain, partner, coefficient).to(dtype, memory_format=layout)
+
+
+def augment_pair(
+    pixels: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    stream: Stream,
+    partner: Tensor,
+    coefficient: Tensor,
+    *,
+    crop: Literal["pad", "resized"] = "pad",
+    pad: int = 0,
+    size: int,
+    flip: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> tuple[Tensor, Tensor]:
+    """A batch augmented, and the same mixed: two tensors (B, 3, size, size), in one pass on a GPU.
+
+    The first is that of `augment` or, with crop "resized" (which has no padding), of `augment_resized`; the second
+    is coefficient * first + (1 - coefficient) * first[partner], computed in float32. `partner` int64 (B,), positions
+    in the batch; `coefficient` float32 (); both on the device of the pixels, so that no step waits for the host.
+    The other arguments, and errors, as `augment`.
+    """
+    if crop == "resized":
+        check_resized(pixels, rows, index, stream, size)
+    elif crop == "pad":
+        check_draw(pixels, rows, index, stream, pad, size)
+    else:
+        raise ValueError(f"crop: got {crop!r}, want 'pad' or 'resized'")
+    check_output(pixels, mean, std, dtype, memory_format)
+    _check_mixture(rows, partner, coefficient)
+    channels_last = memory_format == torch.channels_last
+    if choose("mixup", pixels.device.type) == "triton":
+        from fastdrpl.kernels.gpu.mixup import augment_pair as twin
+        from fastdrpl.kernels.gpu.philox import stream_tensor
+
+        words, means, stds = stream_tensor(stream, pixels.device), list(mean), list(std)
+        return twin(
+            pixels,
+            rows,
+            index,
+            words,
+            partner,
+            coefficient,
+            crop,
+            pad,
+            size,
+            flip,
+            means,
+            stds,
+            dtype,
+            channels_last,
+        )
+    if crop == "resized":
+        plain = augment_resized(
+            pixels, rows, index, stream, size=size, flip=flip, mean=mean, std=std, memory_format=memory_format
+        )
+    else:
+        plain = augment(
+            pixels,
+            rows,
+            index,
+            stream,
+            pad=pad,
+            size=size,
+            flip=flip,
+            mean=mean,
+            std=std,
+            memory_format=memory_format,
+        )
+    return plain.to(dtype), mix(plain, partner, coefficient).to(dtype, memory_format=memory_format)
+
+
+def _check_mixture(rows: Tensor, partner: Tensor, coefficient: Tensor) -> None:
+    if partner.dtype != torch.int64 or partner.shape != rows.shape:
+        raise TypeError(
+            f"partner: got {partner.dtype} {tuple(partner.shape)}, want int64 {tuple(rows.shape)}"
+        )
+    if coefficient.dtype != torch.float32 or coefficient.shape != ():
+        raise TypeError(f"coefficient: got {coefficient.dtype} {tuple(coefficient.shape)}, want float32 ()")
+    if partner.device != rows.device or coefficient.device != rows.device:
+        raise ValueError(
+            f"partner is on {partner.device}, coefficient on {coefficient.device}, rows on {rows.device}: "
+            "want one device"
+        )
+    check_range("partner", partner, len(rows))

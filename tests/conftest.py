@@ -18,6 +18,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import torch
+
+# Kernels for GPUs run in Triton's interpreter where there is none. Before anything imports triton, whose own functions
+# are made for one or the other at that moment.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 settings.register_profile("calm", deadline=None)  # a busy machine is no defect; pytest ends what hangs
 settings.load_profile("calm")
 

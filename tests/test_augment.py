@@ -6,11 +6,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch.nn.functional import interpolate
+from torchvision.transforms import RandomResizedCrop
 
 from fastdrpl.kernels import augment as public
-from fastdrpl.kernels.augment import augment, augment_uint8, centre, crop_window, gather_crops, normalise
+from fastdrpl.kernels.augment import (
+    HALF_LOG_RATIO,
+    ONE,
+    TRIES,
+    TRY_SHIFT,
+    augment,
+    augment_resized,
+    augment_uint8,
+    centre,
+    crop_window,
+    exponential,
+    gather_crops,
+    gather_resized,
+    normalise,
+    resized_window,
+)
 from fastdrpl.kernels.cpu import augment as twin
 from fastdrpl.kernels.philox import Stream, words
+from fastdrpl.loaders.order import Purpose
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.2, 0.25, 0.26)
 COLOURS = {"mean": MEAN, "std": STD}
@@ -127,8 +145,8 @@ def test_the_centre_is_cut_without_chance(height, width, size):
 def test_the_reference_serves_devices_without_a_twin(monkeypatch):
     pixels, rows, index = images(20), torch.arange(20), torch.arange(20)
     results = []
-    for has_twin in (True, False):
-        monkeypatch.setattr(public, "_has_twin", lambda pixels, has_twin=has_twin: has_twin)
+    for implementation in ("numba", "reference"):
+        monkeypatch.setattr(public, "choose", lambda *_, implementation=implementation: implementation)
         out = torch.empty((20, 32, 32, 3), dtype=torch.uint8)
         assert augment_uint8(pixels, rows, index, STREAM, **CIFAR, out=out) is out
         floats = augment(pixels, rows, index, STREAM, **CIFAR, **COLOURS)
@@ -230,6 +248,129 @@ def test_without_flip_nothing_is_flipped():
     assert not flipped.any()
 
 
+def resize_slowly(pixels, rows, window, *, size) -> torch.Tensor:
+    """One image at a time with torch's own interpolation in float64."""
+    out = []
+    for row, (top, left, h, w, flipped) in zip(rows.tolist(), torch.stack(window, 1).tolist(), strict=True):
+        cut = pixels[row, top : top + h, left : left + w].permute(2, 0, 1)[None].double()
+        resized = interpolate(cut, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        out.append(resized.flip(1) if flipped else resized)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (256, 256, 224),
+        (64, 48, 17),
+        (5, 7, 12),
+        (1, 1, 1),
+        (1, 9, 4),
+        (3, 30, 7),
+        (30, 3, 1),
+        (400, 300, 299),
+    ],
+)
+def test_a_resized_crop_is_torch_s_interpolation_of_the_cut(height, width, size):
+    count = 3 if size > 100 else 30
+    pixels, rows = images(4, height, width), torch.arange(count) % 4
+    window = resized_window(STREAM, torch.arange(count), height=height, width=width, flip=True)
+    expected = resize_slowly(pixels, rows, window, size=size)
+    resized = gather_resized(pixels, rows, window, size=size)
+    assert resized.dtype == torch.float32
+    np.testing.assert_allclose(resized.numpy(), expected.numpy(), atol=1e-4, rtol=0)  # of 255
+    floats = augment_resized(pixels, rows, torch.arange(count), STREAM, size=size, flip=True, **COLOURS)
+    assert floats.is_contiguous()
+    np.testing.assert_allclose(floats.numpy(), normalise_slowly(expected.numpy()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (256, 200), (90, 120), (17, 33)])
+def test_resized_windows_are_distributed_like_torchvision_s(height, width):
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(20_000)]
+    )
+    ours = torch.stack(resized_window(STREAM, torch.arange(20_000), height=height, width=width, flip=True), 1)
+    ours, flipped = ours[:, :4].numpy(), ours[:, 4]
+    for column in range(4):
+        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
+    for name in ("area", "ratio"):
+        one, other = ((w[:, 2] * w[:, 3] if name == "area" else w[:, 3] / w[:, 2]) for w in (ours, theirs))
+        assert stats.ks_2samp(one, other).pvalue > 1e-4
+    assert abs(flipped.double().mean() - 0.5) < 0.02
+
+
+def test_resized_windows_lie_in_the_image():
+    index = torch.arange(50_000)
+    for height, width in ((256, 256), (40, 30), (2, 2), (1, 5)):
+        top, left, h, w, _ = resized_window(STREAM, index, height=height, width=width, flip=False)
+        assert top.min() >= 0 and left.min() >= 0 and h.min() >= 1 and w.min() >= 1
+        assert (top + h).max() == height and (left + w).max() == width
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(10, 300, (0, 143, 10, 13)), (300, 9, (144, 0, 12, 9)), (1, 1000, (0, 499, 1, 1))],
+)
+def test_an_image_of_an_odd_shape_gives_its_centre_as_in_torchvision(height, width, expected):
+    fallback = tuple(
+        RandomResizedCrop.get_params(torch.empty(3, height, width), [10.0, 10.0], [3 / 4, 4 / 3])
+    )
+    assert fallback == expected
+    window = torch.stack(
+        resized_window(STREAM, torch.arange(2000), height=height, width=width, flip=False)[:4], 1
+    )
+    assert (window == torch.tensor(expected)).all(1).any()
+
+
+def test_the_root_and_the_power_are_exact_enough():
+    x = torch.arange(-HALF_LOG_RATIO, HALF_LOG_RATIO + 1, 10_007)
+    relative = exponential(x).double() / ONE / (x.double() / ONE).exp() - 1
+    assert relative.abs().max() < 1e-9
+
+
+def test_flips_of_resized_crops_are_those_of_padded_ones():
+    index = torch.arange(1000)
+    flipped = resized_window(STREAM, index, height=64, width=64, flip=True)[4]
+    assert torch.equal(flipped, crop_window(STREAM, index, height=32, width=32, pad=4, size=32, flip=True)[2])
+    assert not resized_window(STREAM, index, height=64, width=64, flip=False)[4].any()
+
+
+def test_tries_of_a_resized_window_share_no_words_with_other_passes():
+    """A try is counted above the purpose: no pass whose view or purpose is another has its words."""
+    assert max(Purpose) << 16 < 1 << TRY_SHIFT and (TRIES << TRY_SHIFT) < 1 << 32
+    window = {"height": 256, "width": 256, "flip": False}
+    index = torch.arange(1000)
+    drawn = [resized_window(Stream(5, 1, 2, view), index, **window)[0] for view in (0, 1, 1 << 8, 1 << 16)]
+    for a in range(4):
+        for b in range(a):
+            assert (drawn[a] == drawn[b]).double().mean() < 0.1
+
+
+def test_an_empty_batch_of_resized_crops():
+    none = torch.empty(0, dtype=torch.int64)
+    assert augment_resized(images(2), none, none, STREAM, size=9, flip=True, **COLOURS).shape == (0, 3, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"size": 0}, "size: got 0"),
+        ({"size": 16385}, "size: got 16385"),
+        ({"pixels": torch.empty((4, 1, 16385, 3), dtype=torch.uint8)}, "want 1..16384 for both"),
+        ({"pixels": torch.empty((4, 0, 5, 3), dtype=torch.uint8)}, "want 1..16384 for both"),
+        ({"stream": Stream(1, 1, 1, 1 << 28)}, r"purpose_view: got 268435456, want less than 2\*\*28"),
+        ({"dtype": torch.float64}, "dtype: got torch.float64"),
+        ({"mean": (0.5, 0.5)}, "mean: got"),
+    ],
+)
+def test_bad_arguments_of_a_resized_crop_are_named(change, text):
+    good = {name: value for name, value in GOOD.items() if name != "pad"}
+    with pytest.raises((ValueError, TypeError), match=text):
+        augment_resized(**{**good, **change})
+
+
 GOOD = {
     "pixels": images(4),
     "rows": torch.arange(2),
@@ -266,12 +407,14 @@ GOOD = {
         ({"std": (0.5, 0.5, 0.0)}, ValueError, "std"),
         ({"std": (0.5, 0.5, float("inf"))}, ValueError, "std"),
         ({"memory_format": torch.channels_last}, ValueError, "channels_last"),
+        ({"memory_format": torch.preserve_format}, ValueError, "memory_format: got"),
+        ({"dtype": torch.float64}, TypeError, "dtype: got torch.float64"),
     ],
 )
 def test_bad_arguments_are_named(change, error, text):
     with pytest.raises(error, match=text):
         augment(**{**GOOD, **change})
-    if not {"mean", "std", "memory_format"} & set(change):
+    if not {"mean", "std", "memory_format", "dtype"} & set(change):
         plain = {name: value for name, value in {**GOOD, **change}.items() if name not in COLOURS}
         with pytest.raises(error, match=text):
             augment_uint8(**plain)
