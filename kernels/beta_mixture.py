@@ -4,7 +4,8 @@ What: the losses, brought to (0, 1) by their 5th and 95th percentile, are explai
 of which the one with the lower mean holds the clean samples. Fitted by EM with the method of moments
 (arXiv 1912.08741, section III-A; arXiv 1904.11238, section 3.1). Why a twin: the published fit evaluates a scipy
 density 20 times over all samples. Its cost: four reads of the losses, then per iteration 24 bytes and one
-exponential per sample. The reference comes first, then the public operation; the twin is `cpu/beta_mixture.py`.
+exponential per sample. The reference comes first, then the public operation; the twins are `cpu/beta_mixture.py`
+and, for losses on a GPU, `gpu/beta_mixture.py`.
 """
 
 import math
@@ -14,10 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.special import betaln, expit
+from torch import Tensor
+
+from fastdrpl.kernels.dispatch import choose
 
 Array = npt.NDArray[np.float64]
-Backend = Literal["numba", "reference"]
+Backend = Literal["auto", "numba", "reference", "triton"]
 
 OUTER_PERCENTILES = (5.0, 95.0)  # what lies outside is dropped for the fit
 LOW_OFFSET = 1e-5  # the published code writes 10e-6
@@ -30,6 +35,7 @@ LARGEST_CONCENTRATION = 1e4  # alpha + beta; keeps the variance from reaching 0
 INFINITE = 1e300  # larger losses count as infinite, so that no difference of two losses overflows
 LOOKUP_BINS = 100
 ENDS = (1e-12, 1 - 1e-12)  # where the published table begins and ends; no u is scored beyond
+NO_LOSSES = "no losses to fit a mixture to; wanted at least one"
 
 
 class Fit(NamedTuple):
@@ -62,7 +68,7 @@ def fit_reference(losses: Array, iterations: int) -> Fit:
 
 def _normalise_for_fit(losses: Array, low: float, high: float) -> Array:
     """Bring losses to (0, 1) as the published code does. Losses at most 1e-5 above `low` move to 1e-3."""
-    u = (losses - (low + LOW_OFFSET)) / _scale(low, high)
+    u = (losses - (low + LOW_OFFSET)) / scale_of(low, high)
     u[u >= 1] = 1 - EDGE
     u[u <= 0] = EDGE
     return u
@@ -101,18 +107,18 @@ def posterior_reference(losses: Array, low: float, high: float, odds: "LogOdds")
     Unlike the fit it leaves losses at or below `low` in their order: moved to 1e-3 they would overtake others.
     """
     with np.errstate(over="ignore"):  # an infinite quotient is a loss at the end
-        u = np.clip((losses - (low + LOW_OFFSET)) / _scale(low, high), odds.smallest, odds.largest)
+        u = np.clip((losses - (low + LOW_OFFSET)) / scale_of(low, high), odds.smallest, odds.largest)
     return np.asarray(expit(odds.constant + odds.log_u * np.log(u) + odds.log_rest * np.log1p(-u)))
 
 
 def posterior_lookup(losses: Array, low: float, high: float, table: Array) -> Array:
     """The published posterior: the table's entry at floor(100 u), (N,)."""
     with np.errstate(over="ignore"):
-        u = np.clip((losses - (low + LOW_OFFSET)) / _scale(low, high), EDGE, 1 - EDGE)
+        u = np.clip((losses - (low + LOW_OFFSET)) / scale_of(low, high), EDGE, 1 - EDGE)
     return np.asarray(table[(LOOKUP_BINS * u).astype(np.int64)])
 
 
-def _scale(low: float, high: float) -> float:
+def scale_of(low: float, high: float) -> float:
     return max(high - (low + LOW_OFFSET) + RANGE_OFFSET, RANGE_OFFSET)
 
 
@@ -188,43 +194,83 @@ class BetaMixture:
     warnings: tuple[str, ...] = ()
 
     def posterior(
-        self, losses: Any, *, compat: Literal["exact", "lookup"] = "exact", backend: Backend = "numba"
-    ) -> Array:
+        self, losses: Any, *, compat: Literal["exact", "lookup"] = "exact", backend: Backend = "auto"
+    ) -> Any:
         """Probability that each sample belongs to the noisy component.
 
-        Takes (N,) losses (numpy, or a torch tensor on the CPU), gives (N,) float64 in [0, 1]. "exact" never
-        falls where the loss rises (up to rounding, 1e-12); "lookup", the published table of 100 bins, can.
-        Raises ValueError for nan; an infinite loss is as noisy (or, below, as clean) as a loss can be.
+        Takes (N,) losses (numpy or a torch tensor), gives (N,) float64 in [0, 1]: a tensor on the same device for
+        losses on a GPU, else numpy. "exact" never falls where the loss rises (up to rounding, 1e-12); "lookup", the
+        published table of 100 bins, can. Raises ValueError for nan; an infinite loss is as noisy (or, below, as
+        clean) as a loss can be.
         """
-        values = _vector(losses)
+        if compat not in ("exact", "lookup"):
+            raise ValueError(f"compat is {compat!r}; wanted 'exact' or 'lookup'")
+        chosen, device = _resolve(backend, losses), _device_of(losses)
+        if chosen == "triton":
+            return self._posterior_on_device(_device_vector(losses), compat)
+        posterior = self._posterior_on_host(_vector(losses), compat, chosen)
+        return posterior if device.type == "cpu" else torch.from_numpy(posterior).to(device)
+
+    def _posterior_on_host(self, values: Array, compat: str, backend: Backend) -> Array:
         _refuse_nan(values, backend)
         if compat == "lookup":
             table = lookup_table(self.alpha, self.beta, self.weight)
             return posterior_lookup(values, self.low, self.high, table)
-        if compat != "exact":
-            raise ValueError(f"compat is {compat!r}; wanted 'exact' or 'lookup'")
         odds = monotone_log_odds(self.alpha, self.beta, self.weight)
         if math.isinf(odds.constant):  # one weight is zero
             return np.full(values.shape, float(odds.constant > 0))
         return _posterior_of(backend)(values, self.low, self.high, odds)
 
+    def _posterior_on_device(self, values: Tensor, compat: str) -> Tensor:
+        from fastdrpl.kernels.gpu.beta_mixture import look_up, score
 
-def fit_beta_mixture(losses: Any, *, backend: Backend = "numba", iterations: int = 10) -> BetaMixture:
-    """Fit the mixture to (N,) losses (numpy, or a torch tensor on the CPU; computed in float64).
+        if compat == "lookup":
+            table = lookup_table(self.alpha, self.beta, self.weight)
+            posterior = look_up(values, self.low + LOW_OFFSET, scale_of(self.low, self.high), table)
+        else:
+            odds = monotone_log_odds(self.alpha, self.beta, self.weight)
+            numbers = (*odds, self.low + LOW_OFFSET, scale_of(self.low, self.high))
+            posterior = score(values, torch.tensor(numbers, dtype=torch.float64, device=values.device))
+        if bool(posterior.isnan().any()):
+            _refuse_nan(_vector(values), "reference")
+        return posterior
 
-    "reference" is numpy and scipy, "numba" the same numbers faster; neither depends on the number of threads.
+
+def fit_beta_mixture(losses: Any, *, backend: Backend = "auto", iterations: int = 10) -> BetaMixture:
+    """Fit the mixture to (N,) losses (numpy or a torch tensor; computed in float64).
+
+    "reference" is numpy and scipy; "numba" and, for losses on a GPU, "triton" give the same numbers faster; "auto" is
+    what `dispatch.choose` says for the device of the losses. None depends on the number of threads.
     Infinite losses count as the largest finite one. Without spread the mixture is defined, with a warning.
     Raises ValueError for nan, for no samples, for no finite loss, and for an array that is not (N,).
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}; wanted at least 1")
-    values, infinite = _settle(_vector(losses), backend)
+    chosen = _resolve(backend, losses)
+    if chosen == "triton":
+        return _fit_on_device(_device_vector(losses), iterations)
+    values, infinite = _settle(_vector(losses), chosen)
     if values.size == 0:
-        raise ValueError("no losses to fit a mixture to; wanted at least one")
-    return _describe(_fit_of(backend)(values, iterations), infinite, values.size)
+        raise ValueError(NO_LOSSES)
+    return describe_fit(_fit_of(chosen)(values, iterations), infinite, values.size)
 
 
-def _describe(fit: Fit, infinite: int, count: int) -> BetaMixture:
+def _fit_on_device(losses: Tensor, iterations: int) -> BetaMixture:
+    """Fit on the losses' device and wait for it once, at the end."""
+    from fastdrpl.kernels.gpu.beta_mixture import fit, read_fit
+
+    count = losses.numel()
+    if count == 0:
+        raise ValueError(NO_LOSSES)
+    found, unknown, infinite = read_fit(fit(losses, iterations))
+    if unknown:
+        _refuse_nan(_vector(losses), "reference")
+    if infinite == count:
+        raise ValueError(f"all {count} losses are infinite; wanted at least one finite loss")
+    return describe_fit(found, infinite, count)
+
+
+def describe_fit(fit: Fit, infinite: int, count: int) -> BetaMixture:
     """Sort the components by mean and put into words what was unusual."""
     mean = fit.alpha / (fit.alpha + fit.beta)
     order = [0, 1] if mean[0] <= mean[1] else [1, 0]
@@ -245,9 +291,35 @@ def _describe(fit: Fit, infinite: int, count: int) -> BetaMixture:
     return BetaMixture(alpha, beta, weight, fit.low, fit.high, tuple(notes))
 
 
+def _device_of(losses: Any) -> torch.device:
+    return losses.device if isinstance(losses, Tensor) else torch.device("cpu")
+
+
+def _resolve(backend: Backend, losses: Any) -> Backend:
+    """The back end to use. Raises ValueError for one that does not exist or cannot run where the losses are."""
+    kind = _device_of(losses).type
+    if backend == "auto":
+        return choose("beta_mixture", kind)
+    if backend not in ("numba", "reference", "triton"):
+        raise ValueError(f"backend is {backend!r}; wanted 'auto', 'numba', 'reference' or 'triton'")
+    if backend == "triton" and kind != "cuda":
+        raise ValueError(f"backend is 'triton' and the losses are on {kind}; wanted a tensor on a GPU")
+    return backend
+
+
+def _device_vector(losses: Tensor) -> Tensor:
+    """(N,) float32 or float64 of a tensor of real numbers, where it is. Raises TypeError or ValueError."""
+    if losses.dtype == torch.bool or losses.is_complex():
+        raise TypeError(f"losses have dtype {losses.dtype}; wanted real numbers")
+    if losses.ndim != 1:
+        raise ValueError(f"losses have shape {tuple(losses.shape)}; wanted (N,)")
+    exact = losses.dtype in (torch.float32, torch.float64)
+    return (losses if exact else losses.double()).contiguous()
+
+
 def _vector(losses: Any) -> Array:
-    """(N,) float64 of an array or CPU tensor of real numbers. Raises TypeError or ValueError."""
-    values = np.asarray(losses)
+    """(N,) float64 of an array or tensor of real numbers. Raises TypeError or ValueError."""
+    values = np.asarray(losses.cpu() if isinstance(losses, Tensor) else losses)
     if values.dtype.kind not in "fiu":
         raise TypeError(f"losses have dtype {values.dtype}; wanted real numbers")
     if values.ndim != 1:
@@ -290,8 +362,6 @@ def _fit_of(backend: Backend) -> Callable[[Array, int], Fit]:
         from fastdrpl.kernels.cpu.beta_mixture import fit
 
         return fit
-    if backend != "reference":
-        raise ValueError(f"backend is {backend!r}; wanted 'numba' or 'reference'")
     return fit_reference
 
 
@@ -300,6 +370,4 @@ def _posterior_of(backend: Backend) -> Callable[[Array, float, float, LogOdds], 
         from fastdrpl.kernels.cpu.beta_mixture import posterior
 
         return posterior
-    if backend != "reference":
-        raise ValueError(f"backend is {backend!r}; wanted 'numba' or 'reference'")
     return posterior_reference
