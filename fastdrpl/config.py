@@ -28,8 +28,10 @@ class AugmentConfig:
 
     size: int = 0
     """Side of the network's input in pixels; 0 = the size that the images are stored in."""
+    crop: Literal["pad", "resized"] = "pad"
+    """pad = a window of the padded image; resized = 8 to 100 % of the area at a ratio of 3:4 to 4:3 (photos)."""
     pad: int = -1
-    """Black pixels added on each side before the crop; -1 = what suits the data set."""
+    """Black pixels added on each side before the crop (pad only); -1 = what suits the data set."""
     flip: Literal["auto", "yes", "no"] = "auto"
     """Mirror half of the images; auto = what suits the data set (never for digits)."""
 
@@ -80,6 +82,8 @@ class DRPLConfig:
     """q of equation 1: how many epochs use the given labels; pseudo-labels take over in the next."""
     average: int = 10
     """Stage 1's pseudo-label is the mean prediction of this many epochs."""
+    ring: Literal["fp32", "fp16"] = "fp32"
+    """Type in which those predictions are kept; fp16 halves their memory and moves a mean by less than 2.5e-4."""
     semi1: Schedule = field(default_factory=lambda: Schedule(epochs=175, milestones=(100, 150)))
     """Stage 2: semi-supervised training that sharpens the detection (III-B)."""
     semi2: Schedule = field(default_factory=lambda: Schedule(epochs=300, milestones=(150, 225)))

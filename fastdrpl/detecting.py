@@ -23,10 +23,9 @@ def split_labels(
     compat: Literal["exact", "lookup"],
 ) -> tuple[Detection, dict[str, Any]]:
     """Detect at a threshold: -> the detection, and its figures for result.json (fractions, None where unknown)."""
-    score = score_losses.double().cpu().numpy()
-    detection = detect(
-        fit_losses.double().cpu().numpy(), score, labels.given, len(labels.class_names), gamma, compat=compat
-    )
+    classes = len(labels.class_names)
+    detection = detect(fit_losses, score_losses, labels.given, classes, gamma, compat=compat)
+    score = score_losses.cpu().numpy()
     return detection, {**detection_metrics(detection.labelled, score, labels.is_noisy)}
 
 

@@ -4,11 +4,12 @@ arXiv 1912.08741, section III-A, equations (3) and (4): labelled = {p_noisy <= g
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
+from torch import Tensor
 
 from fastdrpl.errors import CollapseError
 from fastdrpl.kernels.beta_mixture import BetaMixture, fit_beta_mixture
@@ -45,8 +46,8 @@ class DetectionMetrics(TypedDict):
 
 
 def detect(
-    fit_losses: npt.NDArray[np.floating],
-    score_losses: npt.NDArray[np.floating],
+    fit_losses: npt.NDArray[np.floating] | Tensor,
+    score_losses: npt.NDArray[np.floating] | Tensor,
     given: npt.NDArray[np.integer],
     num_classes: int,
     gamma: float,
@@ -56,10 +57,14 @@ def detect(
     """Split N samples by the probability that their label is noisy.
 
     The mixture is fitted to `fit_losses` (N,), the probability computed from `score_losses` (N,); the published
-    method takes two passes of different augmentation. `given`: (N,) class ids. `gamma` in [0, 1].
+    method takes two passes of different augmentation. Losses on a GPU are fitted and scored there.
+    `given`: (N,) class ids. `gamma` in [0, 1].
     Raises CollapseError when fewer samples than classes count as clean; ValueError for nan, wrong shapes or ids.
     """
-    fit_losses, score_losses, given = (np.asarray(a) for a in (fit_losses, score_losses, given))
+    fit_losses, score_losses = (
+        losses if isinstance(losses, Tensor) else np.asarray(losses) for losses in (fit_losses, score_losses)
+    )
+    given = np.asarray(given)
     if not (fit_losses.shape == score_losses.shape == given.shape and given.ndim == 1):
         shapes = f"{fit_losses.shape}, {score_losses.shape} and {given.shape}"
         raise ValueError(
@@ -70,16 +75,16 @@ def detect(
     if given.size and not (given.min() >= 0 and given.max() < num_classes):
         raise ValueError(f"labels reach from {given.min()} to {given.max()}; wanted 0 to {num_classes - 1}")
     fit = fit_beta_mixture(fit_losses)
-    p_noisy = fit.posterior(score_losses, compat=compat)
+    p_noisy, losses = (_on_host(a) for a in (fit.posterior(score_losses, compat=compat), score_losses))
     labelled = p_noisy <= gamma
     if labelled.sum() < num_classes:
-        raise _collapse(score_losses, int(labelled.sum()), num_classes, gamma)
+        raise _collapse(losses, int(labelled.sum()), num_classes, gamma)
     warnings = list(fit.warnings)
     if labelled.all():
         warnings.append(
             f"all {labelled.size} samples count as clean at gamma {gamma:g}: none loses its label"
         )
-    labelled, rescued, absent = _rescue(labelled, score_losses, given, num_classes)
+    labelled, rescued, absent = _rescue(labelled, losses, given, num_classes)
     if rescued:
         warnings.append(
             f"no sample counts as clean in {_list(rescued)}: the lowest-loss 1 % keep their label"
@@ -87,6 +92,10 @@ def detect(
     if absent:
         warnings.append(f"no sample has a label of {_list(absent)}")
     return Detection(p_noisy, labelled, fit, tuple(warnings), tuple(rescued))
+
+
+def _on_host(values: npt.NDArray[np.floating] | Tensor) -> npt.NDArray[Any]:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def _rescue(

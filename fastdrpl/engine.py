@@ -18,7 +18,7 @@ from fastdrpl.loaders.batch import Loader
 from fastdrpl.loaders.order import Order, Pass
 from fastdrpl.losses import Share, label_loss
 from fastdrpl.machine import Machine
-from fastdrpl.pixels import Transform
+from fastdrpl.pixels import Augmented, Transform
 from fastdrpl.stages import Stage, Step
 from fastdrpl.store import LabelStore
 
@@ -222,7 +222,7 @@ def train_epoch(
             Step(
                 network=learner.wrapped,
                 frozen_statistics=learner.frozen_forward,
-                inputs=eyes.transform.train(batch, epoch_pass),
+                images=Augmented(eyes.transform, batch, epoch_pass),
                 index=batch.index,
                 store=store,
                 share=share,

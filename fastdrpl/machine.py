@@ -18,6 +18,7 @@ from torch import Tensor
 from fastdrpl import __version__
 from fastdrpl.config import EngineConfig
 from fastdrpl.errors import UserError
+from fastdrpl.kernels import dispatch
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Machine:
             "ranks": self.world,
             "threads": self.threads,
             "mode": "eager",
+            "kernels": dispatch.describe(self.device),
         }
 
 
@@ -116,6 +118,13 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
         raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")
     if engine.sync_bn and cpu:
         raise UserError("--engine.sync_bn needs GPUs", fix="leave it out on the CPU")
+    try:
+        dispatch.describe(torch.device("cpu" if cpu else "cuda"))
+        dispatch.debugging()
+    except ValueError as error:  # what the environment asks for is nothing that there is
+        raise UserError(
+            str(error), where="the environment", fix="give one of these values, or unset it"
+        ) from error
     accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.distributed_type not in (
         DistributedType.NO,

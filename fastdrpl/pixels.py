@@ -1,13 +1,15 @@
 """From a batch of stored pixels to the network's input: the augmentation of a pass, after any loader."""
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fastdrpl.config import AugmentConfig
 from fastdrpl.errors import UserError
-from fastdrpl.kernels.augment import augment, centre
+from fastdrpl.kernels.augment import LARGEST_RESIZED, augment, augment_resized, centre
+from fastdrpl.kernels.mixup import augment_pair
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Pass
@@ -22,37 +24,52 @@ class Transform:
     flip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop: Literal["pad", "resized"] = "pad"
 
     def train(self, batch: Batch, pass_: Pass) -> Tensor:
         """Randomly cropped and flipped as the pass keys it: -> (B, 3, size, size) float32."""
-        return augment(
-            batch.pixels,
-            batch.rows,
-            batch.index,
+        if self.crop == "resized":
+            return augment_resized(*batch, pass_.stream, flip=self.flip, **self._output(batch))
+        return augment(*batch, pass_.stream, pad=self.pad, flip=self.flip, **self._output(batch))
+
+    def pair(self, batch: Batch, pass_: Pass, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+        """`train`, and the same mixed: coefficient () * image + (1 - coefficient) * that of `partner` (B,)."""
+        return augment_pair(
+            *batch,
             pass_.stream,
+            partner,
+            coefficient,
+            crop=self.crop,
             pad=self.pad,
-            size=self.size,
             flip=self.flip,
-            mean=self.mean,
-            std=self.std,
-            memory_format=_layout(batch.pixels),
+            **self._output(batch),
         )
 
     def plain(self, batch: Batch) -> Tensor:
         """Centre crop: -> (B, 3, size, size) float32."""
-        return centre(
-            batch.pixels,
-            batch.rows,
-            size=self.size,
-            mean=self.mean,
-            std=self.std,
-            memory_format=_layout(batch.pixels),
-        )
+        return centre(batch.pixels, batch.rows, **self._output(batch))
+
+    def _output(self, batch: Batch) -> dict[str, Any]:
+        # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
+        layout = torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format
+        return {"size": self.size, "mean": self.mean, "std": self.std, "memory_format": layout}
 
 
-def _layout(pixels: Tensor) -> torch.memory_format:
-    # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
-    return torch.channels_last if pixels.is_cuda else torch.contiguous_format
+@dataclass(frozen=True)
+class Augmented:
+    """The images of a batch as a pass augments them, made when they are asked for."""
+
+    transform: Transform
+    batch: Batch
+    pass_: Pass
+
+    def plain(self) -> Tensor:
+        """(B, 3, size, size)."""
+        return self.transform.train(self.batch, self.pass_)
+
+    def pair(self, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+        """The same and its mixture, see `Transform.pair`."""
+        return self.transform.pair(self.batch, self.pass_, partner, coefficient)
 
 
 def resolve_transform(config: AugmentConfig, dataset: Dataset) -> Transform:
@@ -67,5 +84,16 @@ def resolve_transform(config: AugmentConfig, dataset: Dataset) -> Transform:
             where=str(dataset.path),
             fix=f"prepare again with a larger --size, or give --augment.size {smallest}",
         )
+    if config.crop == "resized" and config.pad > 0:
+        raise UserError(
+            f"--augment.pad {config.pad} with --augment.crop resized, which does not pad",
+            fix="leave out one of the two",
+        )
+    if config.crop == "resized" and max(train.height, train.width) > LARGEST_RESIZED:
+        raise UserError(
+            f"--augment.crop resized, but the images are stored at {train.height}x{train.width}",
+            where=str(dataset.path),
+            fix=f"prepare again with --size {LARGEST_RESIZED} or less",
+        )
     flip = dataset.flip if config.flip == "auto" else config.flip == "yes"
-    return Transform(size, pad, flip, dataset.mean, dataset.std)
+    return Transform(size, pad, flip, dataset.mean, dataset.std, config.crop)

@@ -35,6 +35,7 @@ _COMMON = {
     "model.width": "P IV",
     "augment.size": "P IV-A, IV-B",
     "augment.pad": "P IV-A, IV-B",
+    "augment.crop": "P IV-A, IV-B",
     "augment.flip": "P IV-A, IV-B",
     "optimiser.lr": "P IV",
     "optimiser.momentum": "P IV; not Nesterov's: C",
@@ -44,6 +45,7 @@ _COMMON = {
     "drpl.relabel.milestones": "P IV-A",
     "drpl.given_epochs": "P IV-A",
     "drpl.average": "C; mean of the last 10 epochs, as in reference 14 of P III-A",
+    "drpl.ring": "C",
     "drpl.semi1.epochs": "P IV-A",
     "drpl.semi1.milestones": "P IV-A",
     "drpl.semi2.epochs": "P IV-A",
@@ -152,7 +154,9 @@ _PHOTO_SOURCES = {
         for stage in ("relabel", "semi1", "semi2")
         for part in ("epochs", "milestones")
     },
-    **dict.fromkeys(("drpl.given_epochs", "augment.size", "augment.pad", "augment.flip"), "P IV-C"),
+    **dict.fromkeys(
+        ("drpl.given_epochs", "augment.size", "augment.crop", "augment.pad", "augment.flip"), "P IV-C"
+    ),
     "drpl.gamma1": "P III-A (the default there)",
 }
 
@@ -205,7 +209,8 @@ def digits() -> Recipe:
     }
     own |= dict.fromkeys(("model.width", "optimiser.lr", "noise.kind", "noise.ratio"), "own: small and quick")
     own |= dict.fromkeys(
-        ("augment.size", "augment.pad", "augment.flip"), "own: a mirrored digit is another one"
+        ("augment.size", "augment.crop", "augment.pad", "augment.flip"),
+        "own: a mirrored digit is another one",
     )
     own["drpl.gamma1"] = "P IV-B"
     return Recipe("digits", "DRPL on 1,438 embedded digits, 40 % of the labels wrong", config, own)

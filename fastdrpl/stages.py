@@ -1,5 +1,6 @@
 """A stage: one objective on one schedule. A method is a tuple of stages."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -23,18 +24,33 @@ class Draws:
     keys: Tensor  # (N,) int64: their order within a batch gives the partners
 
 
+class Images(Protocol):
+    """The images of a batch as network inputs (b, 3, H, W), augmented when they are asked for."""
+
+    def plain(self) -> Tensor:
+        """As they are."""
+
+    def pair(self, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+        """As they are, and mixed with those of `partner` (b,): both at once, as a GPU makes them in one pass."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What an objective sees of one step: this rank's slice of a batch."""
 
     network: Network  # (b, 3, H, W) -> logits (b, C), in training mode
     frozen_statistics: Callable[[Tensor], Tensor]  # the same network, leaving its running statistics alone
-    inputs: Tensor  # (b, 3, H, W), augmented
+    images: Images
     index: Tensor  # (b,) int64 sample index
     store: LabelStore
     share: Share
     number: Tensor  # () int64: which step of the epoch
     draws: Draws | None
+
+    @functools.cached_property
+    def inputs(self) -> Tensor:
+        """(b, 3, H, W), augmented."""
+        return self.images.plain()
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ class LabelStore:
         """Set rows (B,) of a column, without host synchronisation."""
         column = self._columns[name]
         column.index_copy_(0, index, values.to(column.dtype))
+        self.mark_written(name, index)
+
+    def mark_written(self, name: str, index: Tensor) -> None:
+        """Note rows (B,) that a kernel has set in the column itself, so that `sync` tells the other ranks."""
         if self._total is not None:
             if name not in self._written:
                 self._written[name] = torch.zeros(self.samples, dtype=torch.int32, device=self.device)

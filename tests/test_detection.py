@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -68,6 +69,19 @@ def test_probability_comes_from_the_second_losses():
     assert not np.array_equal(detection.p_noisy, detection.fit.posterior(fit))
     assert (detection.labelled == ~noisy).mean() > 0.94
     assert detection.warnings == ()
+
+
+@pytest.mark.parametrize("compat", ["exact", "lookup"])
+def test_losses_may_be_tensors(compat):
+    fit, score, labels, _ = make_set(5)
+    fit, score = fit.astype(np.float32), score.astype(np.float32)
+    expected = detect(fit, score, labels, CLASSES, 0.3, compat=compat)
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        moved = (torch.from_numpy(losses).to(device) for losses in (fit, score))
+        got = detect(*moved, labels, CLASSES, 0.3, compat=compat)
+        np.testing.assert_allclose(got.p_noisy, expected.p_noisy, atol=1e-6 if compat == "exact" else 1e-3)
+        np.testing.assert_array_equal(got.labelled, expected.labelled)
+        assert got.warnings == expected.warnings
 
 
 def test_class_without_clean_samples_keeps_its_lowest_percent():

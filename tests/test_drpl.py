@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from ready_images import ReadyImages
 
 from fastdrpl.config import Config, DRPLConfig, Schedule
 from fastdrpl.kernels.mixup import mix, partners
@@ -40,7 +41,9 @@ def random_predictions(epoch):
 
 
 def step_of(store, network, inputs, index, draws=None, number=0):
-    return Step(network, network, inputs, index, store, Share(len(index)), torch.tensor(number), draws)
+    return Step(
+        network, network, ReadyImages(inputs), index, store, Share(len(index)), torch.tensor(number), draws
+    )
 
 
 @pytest.mark.parametrize("given_epochs", [3, 12])
@@ -132,6 +135,43 @@ def test_semi_targets_mean_averages_epochs():
         store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e, 2)))
     expected = sum(random_predictions(e) for e in (3, 4, 5)) / 3
     assert torch.allclose(store["target"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("semi_targets", ["current", "mean"])
+def test_the_ring_may_be_kept_in_half_precision(semi_targets):
+    """Targets move by less than half a unit in the last place of numbers below 1: 2^-12."""
+    labelled = torch.zeros(N, dtype=torch.bool)
+    targets = []
+    for ring in ("fp32", "fp16"):
+        config = DRPLConfig(ring=ring, given_epochs=2, redraw=0.0, semi_targets=semi_targets)
+        relabel = stages_of(dataclasses.replace(Config(), drpl=config))[0].objective
+        objectives = [relabel, SemiSupervised(Regulariser(0.8, 0.4), config)]
+        for objective in objectives if semi_targets == "mean" else objectives[:1]:
+            store = new_store(labelled)
+            objective.begin(store, C, pass_(0, 2))
+            assert store["ring"].dtype == {"fp32": torch.float32, "fp16": torch.float16}[ring]
+            for epoch in range(1, 13):
+                store.put("prediction", random_predictions(epoch))
+                store.commit(lambda s, e=epoch, o=objective: o.refresh(s, pass_(e, 2)))
+            assert store["target"].dtype == torch.float32
+            targets.append(store["target"])
+    full, half = torch.stack(targets).chunk(2)
+    assert 0 < (full - half).abs().max() < 2.0**-12
+
+
+def test_refreshed_targets_stay_where_they_are():
+    """A captured step reads the column at its place in memory."""
+    store = new_store(torch.arange(N) % 2 == 0)
+    for objective in (
+        Relabel(Regulariser(0.8, 0.4), 1, 3),
+        SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig()),
+    ):
+        objective.begin(store, C, pass_(0, 2))
+        place, before = store["target"].data_ptr(), store["target"].clone()
+        store.put("prediction", random_predictions(1))
+        store.commit(lambda s, o=objective: o.refresh(s, pass_(1, 2)))
+        assert store["target"].data_ptr() == place
+        assert not torch.equal(store["target"], before)
 
 
 def mixed_step(coefficient):

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 import hashlib
 import io
@@ -17,6 +18,7 @@ import pytest
 import torch
 import toy
 from PIL import Image
+from ready_images import ReadyImages
 from torch import nn
 
 from fastdrpl.checkpoint import list_checkpoints
@@ -244,21 +246,23 @@ def test_a_run_with_a_bad_number_ends_with_4_and_goes_on_from_its_last_checkpoin
     digits, unbroken, tmp_path, monkeypatch, capsys, no_pictures, every, stage, epoch, step
 ):
     folder, seen = tmp_path / "run", {}
-    sound = Transform.train
+    sound = {"train": Transform.train, "pair": Transform.pair}
     place = Pass(1, stage, epoch, Purpose.train)
 
-    def spoil(self, batch, pass_):
-        inputs = sound(self, batch, pass_)
+    def spoil(name, transform, batch, pass_, *mixture):
+        inputs = sound[name](transform, batch, pass_, *mixture)
         if pass_ == place:
             seen.setdefault("steps", []).append(batch.index.tolist())
             if len(seen["steps"]) == step + 1:
-                inputs[0] = torch.nan
+                for images in inputs if name == "pair" else (inputs,):
+                    images[0] = torch.nan
                 seen["checkpoints"] = hashes(folder / "checkpoints")
         return inputs
 
     words = ["train", *words_of(digits, folder, "--checkpoint.every", every)]
     with monkeypatch.context() as patch:
-        patch.setattr(Transform, "train", spoil)
+        for name in sound:
+            patch.setattr(Transform, name, functools.partialmethod(functools.partial(spoil, name)))
         assert main(words) == 4
     said = capsys.readouterr().err
     assert f"sample ids {seen['steps'][step]}" in said
@@ -338,7 +342,7 @@ def test_how_often_a_semi_supervised_step_updates_the_statistics(machine, split,
     step = Step(
         network=learner.wrapped,
         frozen_statistics=learner.frozen_forward,
-        inputs=images,
+        images=ReadyImages(images),
         index=torch.arange(16),
         store=store,
         share=Share(16),

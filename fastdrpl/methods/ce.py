@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from fastdrpl.config import Config
 from fastdrpl.loaders.order import Pass
-from fastdrpl.losses import label_loss
+from fastdrpl.losses import loss_head
 from fastdrpl.stages import Draws, Outcome, Stage, Step
 from fastdrpl.store import LabelStore
 
@@ -36,10 +34,8 @@ class CrossEntropy:
 
     def loss(self, step: Step) -> Outcome:
         """Cross entropy to the given labels."""
-        log_probability = torch.log_softmax(step.network(step.inputs).float(), 1)
-        given = step.store.read("given", step.index)
-        loss = step.share.mean(label_loss(log_probability, given))
-        return Outcome(loss, log_probability.detach().argmax(1), given)
+        head = loss_head(step.network(step.inputs), step.store["given"], step.index, share=step.share)
+        return Outcome(head.loss, head.predicted, head.wanted)
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
         """Labels never change."""

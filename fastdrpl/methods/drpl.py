@@ -10,24 +10,26 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastdrpl.config import Config, DRPLConfig, Schedule, scale_epoch
 from fastdrpl.kernels import philox
 from fastdrpl.kernels.cpu.philox import words as compiled_words
-from fastdrpl.kernels.mixup import mix, partners
-from fastdrpl.kernels.pseudo_label import redraw_uniform, ring_mean, ring_write
+from fastdrpl.kernels.mixup import partners
+from fastdrpl.kernels.pseudo_label import renew_targets, ring_update, sample_keys
 from fastdrpl.loaders.order import Pass, Purpose
-from fastdrpl.losses import Regulariser, cross_entropy
+from fastdrpl.losses import Regulariser, loss_head, predict
 from fastdrpl.stages import Draws, Outcome, Stage, Step, one_hot
 from fastdrpl.store import LabelStore
+
+RING_TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
     """The three stages; each warm-up that is asked for comes before the stage that continues it."""
     drpl, scale = config.drpl, config.epochs_scale
     regulariser = Regulariser(drpl.prior_weight, drpl.entropy_weight)
-    relabel = Relabel(regulariser, scale_epoch(drpl.given_epochs, scale), drpl.average)
+    given_epochs = scale_epoch(drpl.given_epochs, scale)
+    relabel = Relabel(regulariser, given_epochs, drpl.average, RING_TYPES[drpl.ring])
     semi = SemiSupervised(regulariser, drpl)
     warm = Schedule(epochs=drpl.warmup_epochs).scaled(scale)
     result = [Stage("relabel", relabel, drpl.relabel.scaled(scale), gamma=drpl.gamma1)]
@@ -47,13 +49,14 @@ class Relabel:
     regulariser: Regulariser
     given_epochs: int  # q
     average: int
+    ring: torch.dtype = torch.float32
 
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Targets start as the given labels."""
         given = store["given"]
         store.put("target", one_hot(given, classes))
         store.put("prediction", torch.zeros(store.samples, classes))
-        store.put("ring", torch.zeros(store.samples, self.average, classes))
+        store.put("ring", torch.zeros(store.samples, self.average, classes, dtype=self.ring))
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Draws | None:
         """Nothing random beside order and augmentation."""
@@ -61,19 +64,23 @@ class Relabel:
 
     def loss(self, step: Step) -> Outcome:
         """The one forward pass of the step also gives the predictions that become pseudo-labels."""
-        log_probability = torch.log_softmax(step.network(step.inputs).float(), 1)
-        target = step.store.read("target", step.index)
-        loss = step.share.mean(cross_entropy(log_probability, target))
-        loss = loss + self.regulariser(log_probability, step.share)
-        prediction = log_probability.detach().exp()
-        step.store.write("prediction", step.index, prediction)
-        return Outcome(loss, prediction.argmax(1), target.argmax(1))
+        head = loss_head(
+            step.network(step.inputs),
+            step.store["target"],
+            step.index,
+            share=step.share,
+            prior_weight=self.regulariser.prior_weight,
+            entropy_weight=self.regulariser.entropy_weight,
+            store=step.store["prediction"],
+        )
+        step.store.mark_written("prediction", step.index)
+        return Outcome(head.loss, head.predicted, head.wanted)
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
         """From the end of epoch q on, every sample's target is the mean of its last predictions."""
-        ring_write(store["ring"], epoch_pass.epoch, store["prediction"])
-        if epoch_pass.epoch >= self.given_epochs:
-            store.put("target", ring_mean(store["ring"], epoch_pass.epoch))
+        epoch = epoch_pass.epoch
+        mean = store["target"] if epoch >= self.given_epochs else None
+        ring_update(store["ring"], epoch, store["prediction"], mean)
 
 
 @dataclass(frozen=True)
@@ -87,14 +94,17 @@ class SemiSupervised:
         """Labelled samples: their label, for ever. The others: a random class each, or uniform."""
         labelled, given = store["labelled"], store["given"]
         if self.drpl.start_targets == "random":
-            word = _words(stage_pass, Purpose.start_targets, store)[0]
-            start = one_hot(philox.integers(word, classes), classes)
+            start_pass = dataclasses.replace(stage_pass, purpose=Purpose.start_targets)
+            word = compiled_words(start_pass.stream, np.arange(store.samples))[0]
+            label = torch.from_numpy(philox.integers(word, classes)).to(store.device)
+            start = one_hot(label, classes)
         else:
             start = torch.full((store.samples, classes), 1.0 / classes, device=store.device)
         store.put("target", torch.where(labelled[:, None], one_hot(given, classes), start))
         store.put("prediction", torch.zeros(store.samples, classes))
         if self.drpl.semi_targets == "mean":
-            store.put("ring", torch.zeros(store.samples, self.drpl.average, classes))
+            ring = torch.zeros(store.samples, self.drpl.average, classes, dtype=RING_TYPES[self.drpl.ring])
+            store.put("ring", ring)
         else:
             store.drop("ring")
 
@@ -103,7 +113,7 @@ class SemiSupervised:
         mix_pass = dataclasses.replace(epoch_pass, purpose=Purpose.mix)
         step_word = compiled_words(mix_pass.stream, np.arange(steps))[0]
         coefficient = philox.beta_symmetric(self.drpl.mixup_alpha, step_word)
-        keys = _keys(dataclasses.replace(mix_pass, view=1), Purpose.mix, store)
+        keys = sample_keys(dataclasses.replace(mix_pass, view=1).stream, store.samples, store.device)
         return Draws(torch.as_tensor(coefficient, dtype=torch.float32, device=store.device), keys)
 
     def loss(self, step: Step) -> Outcome:
@@ -111,40 +121,29 @@ class SemiSupervised:
         if step.draws is None:
             raise ValueError("mixup needs the draws of the epoch")
         forward = step.network if self.drpl.label_forward == "update" else step.frozen_statistics
-        with torch.no_grad():
-            prediction = torch.softmax(forward(step.inputs).float(), 1)
         coefficient = step.draws.coefficient.index_select(0, step.number[None])[0]
         partner = partners(step.draws.keys.index_select(0, step.index))
-        mixed = mix(step.inputs, partner, coefficient)
-        log_probability = torch.log_softmax(step.network(mixed).float(), 1)
-        target = step.store.read("target", step.index)
-        # Cross entropy is linear in the target: mixing targets mixes the two losses.
-        loss = step.share.mean(cross_entropy(log_probability, mix(target, partner, coefficient)))
-        loss = loss + self.regulariser(log_probability, step.share)
-        step.store.write("prediction", step.index, prediction)
-        return Outcome(loss, prediction.argmax(1), target.argmax(1))
+        inputs, mixed = step.images.pair(partner, coefficient)
+        with torch.no_grad():
+            predicted = predict(forward(inputs), step.index, step.store["prediction"]).predicted
+        step.store.mark_written("prediction", step.index)
+        head = loss_head(
+            step.network(mixed),
+            step.store["target"],
+            step.index,
+            share=step.share,
+            partner=partner,
+            coefficient=coefficient,
+            prior_weight=self.regulariser.prior_weight,
+            entropy_weight=self.regulariser.entropy_weight,
+        )
+        return Outcome(head.loss, predicted, head.wanted)
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
         """Unlabelled samples take the epoch's predictions, but for a fresh fifth of them, which become uniform."""
         guess = store["prediction"]
         if self.drpl.semi_targets == "mean" and epoch_pass.epoch > 0:
-            ring_write(store["ring"], epoch_pass.epoch, guess)
-            guess = ring_mean(store["ring"], epoch_pass.epoch)
-        unlabelled = ~store["labelled"]
-        target = torch.where(unlabelled[:, None], guess, store["target"])
-        count = int(round(self.drpl.redraw * int(unlabelled.sum()), 6))  # 0.29 * 100 is 28.999...
-        keys = _keys(epoch_pass, Purpose.redraw, store)
-        store.put("target", redraw_uniform(target, unlabelled, keys, count))
-
-
-def _words(pass_: Pass, purpose: Purpose, store: LabelStore) -> tuple[Tensor, ...]:
-    """Random words for every sample, on the store's device."""
-    stream = dataclasses.replace(pass_, purpose=purpose).stream
-    words = compiled_words(stream, np.arange(store.samples))
-    return tuple(torch.from_numpy(word).to(store.device) for word in words)
-
-
-def _keys(pass_: Pass, purpose: Purpose, store: LabelStore) -> Tensor:
-    """A sorting key for every sample: (N,) int64 below 2^63."""
-    words = _words(pass_, purpose, store)
-    return philox.shuffle_keys(words[0], words[1])
+            guess = torch.empty_like(store["target"])
+            ring_update(store["ring"], epoch_pass.epoch, store["prediction"], guess)
+        redraw_pass = dataclasses.replace(epoch_pass, purpose=Purpose.redraw)
+        renew_targets(store["target"], guess, store["labelled"], redraw_pass.stream, self.drpl.redraw)
