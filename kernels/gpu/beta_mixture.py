@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastdrpl.kernels import beta_mixture as reference
 from fastdrpl.kernels.gpu.launch import register, wrap_triton
-from fastdrpl.kernels.gpu.numbers import to_int64
+from fastdrpl.kernels.gpu.integers import to_int64
 from fastdrpl.kernels.gpu.selection import BINS, DIGIT_BITS, count_digits, find_digits
 
 COUNTED = 4096  # losses whose digits a program counts

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdrpl.kernels.gpu.numbers import to_int64
+from fastdrpl.kernels.gpu.integers import to_int64
 from fastdrpl.kernels.philox import Stream
 
 
