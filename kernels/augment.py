@@ -416,6 +416,10 @@ def _check_images(pixels: Tensor, rows: Tensor) -> None:
         raise ValueError(f"rows are on {rows.device}, pixels on {pixels.device}: want one device")
     if len(rows) and not len(pixels):
         raise ValueError(f"rows: got {len(rows)} of them into pixels without images")
+    if 32 * pixels.stride(1) >= 1 << 31:  # offsets within an image have 32 bits
+        raise ValueError(
+            f"pixels: got {pixels.stride(1)} bytes from row to row of an image, want less than 2**26"
+        )
     check_range("rows", rows, len(pixels))
 
 

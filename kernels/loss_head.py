@@ -87,9 +87,12 @@ class Regulariser:
 
     def __call__(self, log_probability: Tensor, share: Share) -> Tensor:
         """(b, C) -> (): this rank's part; the mean over ranks is R."""
-        return self.prior_weight * prior(log_probability, share) + self.entropy_weight * share.mean(
-            entropy(log_probability)
-        )
+        value = log_probability.new_zeros(())
+        if self.prior_weight:  # what has no weight takes no part in reductions over ranks either
+            value = self.prior_weight * prior(log_probability, share)
+        if self.entropy_weight:
+            value = value + self.entropy_weight * share.mean(entropy(log_probability))
+        return value
 
 
 # --- the reference ---
@@ -201,7 +204,7 @@ def loss_head(
         _check_column("given", given, torch.int64, (len(target),), logits)
     if store is not None:
         _check_column("store", store, torch.float32, (len(target), logits.shape[1]), logits)
-        if store is target:
+        if store is target or _share_memory(store, target):
             raise ValueError(
                 "store: got the targets themselves, want another column: the backward pass reads them"
             )
@@ -248,6 +251,12 @@ def predict(logits: Tensor, index: Tensor | None = None, store: Tensor | None = 
 
         return twin.predict(logits, index, store)
     return predict_reference(logits, index, store)
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # there tensors have no address
+        return False
+    return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _check_batch(logits: Tensor, index: Tensor | None) -> None:

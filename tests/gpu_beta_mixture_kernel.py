@@ -29,11 +29,10 @@ def order_kernel(x, keys, back, count, DOUBLE: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def place_kernel(counts, ranks, shares, number, BLOCK: tl.constexpr):
+def place_kernel(counts, places, number, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    rank, share = percentile_place(tl.load(counts + at, mask=at < number, other=1), LOW_QUANTILE)
-    tl.store(ranks + at, rank, mask=at < number)
-    tl.store(shares + at, share, mask=at < number)
+    place = percentile_place(tl.load(counts + at, mask=at < number, other=1), LOW_QUANTILE)
+    tl.store(places + at, place, mask=at < number)
 
 
 @triton.jit

@@ -29,5 +29,8 @@ def on_device(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _with_strides(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device == DEVICE:
         return tensor
-    moved = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=DEVICE)
-    return moved.copy_(tensor)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    span = (
+        last + 1 if tensor.numel() else 0
+    )  # of the memory that it looks at, which may be some numbers twice
+    return tensor.as_strided((span,), (1,)).to(DEVICE).as_strided(tensor.shape, tensor.stride())

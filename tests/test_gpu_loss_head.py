@@ -178,6 +178,9 @@ def test_random_cases(few_programs, block):
         labels = choose.random() < 0.25
         prior_weight, entropy_weight = choose.choice(WEIGHTS)
         case["index"] = torch.randperm(N, generator=torch.Generator().manual_seed(seed))[:batch]
+        if choose.random() < 0.5:  # every second number of a longer one
+            for name in ("index", "partner"):
+                case[name] = torch.stack([case[name], torch.zeros_like(case[name])], 1)[:, 0]
         check(
             case,
             labels=labels,
@@ -294,10 +297,21 @@ def test_a_rank_without_samples_takes_part(twin):
     assert ranks.parts["maximum"][0] is not None and ranks.parts["total"][0] is not None
 
 
-def test_no_reduction_where_there_is_no_prior(few_programs):
+@pytest.mark.parametrize("batch", [0, 4])
+def test_no_reduction_where_there_is_no_prior(few_programs, batch):
+    """Neither on a rank without samples: it would wait for the others in vain."""
     ranks = Ranks(2)
-    run(loss_head, draw(4, 3), share=ranks.share(0, 8), entropy_weight=0.4)
+    run(loss_head, draw(batch, 3), share=ranks.share(0, 8), entropy_weight=0.4)
     assert ranks.parts["maximum"] == [None, None]
+
+
+def test_ranks_with_and_without_samples_reduce_the_same_shapes(few_programs):
+    shapes = []
+    for batch in (0, 4):
+        ranks = Ranks(2)
+        run(loss_head, draw(batch, 3), share=ranks.share(0, 8), prior_weight=0.8)
+        shapes.append([ranks.parts[kind][0].shape for kind in ("maximum", "total")])
+    assert shapes[0] == shapes[1]
 
 
 # --- at the edges ---

@@ -297,6 +297,8 @@ def test_targets_are_not_overwritten():
     arguments = good()
     with pytest.raises(ValueError, match="store: got the targets themselves"):
         loss_head(**{**arguments, "store": arguments["target"]})
+    with pytest.raises(ValueError, match="store: got the targets themselves"):
+        loss_head(**{**arguments, "store": arguments["target"].view(arguments["target"].shape)})
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_places_of_a_permutation_are_uniform():
 
 @pytest.mark.parametrize("a", [0.3, 1, 4.0])
 def test_beta_follows_its_distribution(a):
-    drawn = beta_symmetric(a, words(Stream(3), np.arange(20_000))[0])
+    drawn = beta_symmetric(a, words(Stream(3), np.arange(1_000_000))[0])
     assert stats.kstest(drawn, stats.beta(a, a).cdf).pvalue > 1e-4
 
 

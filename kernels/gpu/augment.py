@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdrpl.kernels import augment as reference
-from fastdrpl.kernels.gpu.launch import register, wrap_triton
 from fastdrpl.kernels.gpu.integers import to_int32, to_int64
+from fastdrpl.kernels.gpu.launch import register, wrap_triton
 from fastdrpl.kernels.gpu.philox import below, draw_words
 
 CENTRE, PADDED, RESIZED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

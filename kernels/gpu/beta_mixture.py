@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdrpl.kernels import beta_mixture as reference
-from fastdrpl.kernels.gpu.launch import register, wrap_triton
 from fastdrpl.kernels.gpu.integers import to_int64
+from fastdrpl.kernels.gpu.launch import register, wrap_triton
 from fastdrpl.kernels.gpu.selection import BINS, DIGIT_BITS, count_digits, find_digits
 
 COUNTED = 4096  # losses whose digits a program counts
@@ -80,10 +80,12 @@ def ordered_number(ordered, DOUBLE: tl.constexpr):
 
 @triton.jit
 def percentile_place(count, quantile):
-    """Where a percentile lies between two ranks, as `np.percentile` has it: the lower rank, and how far beyond it."""
-    place = (tl.full((), 0, tl.float64) + count - 1) * quantile
-    rank = tl.floor(place)
-    return rank.to(tl.int64), place - rank
+    """Where a percentile lies between two ranks, as `np.percentile` has it.
+
+    The share beyond the lower rank is taken by another launch: beside this product the difference would be fused
+    with it, and a share of exactly 0 would no longer be 0.
+    """
+    return (tl.full((), 0, tl.float64) + count - 1) * quantile
 
 
 @triton.jit
@@ -100,9 +102,8 @@ def selected(histograms, state, count, step):
     Kept in `state` for the next launch, with their ranks among the losses that share these digits.
     """
     number = tl.arange(0, 4)
-    low, _ = percentile_place(count, LOW_QUANTILE)
-    high, _ = percentile_place(count, HIGH_QUANTILE)
-    ranks = tl.where(number < 2, low, high) + number % 2
+    low, high = percentile_place(count, LOW_QUANTILE), percentile_place(count, HIGH_QUANTILE)
+    ranks = tl.floor(tl.where(number < 2, low, high)).to(tl.int64) + number % 2
     digits = number.to(tl.int64) * 0
     if step > 0:
         if step > 1:
@@ -126,8 +127,11 @@ def entry(block, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def observe_kernel(losses, histograms, observed, count, shift, BLOCK: tl.constexpr):
-    """Count the first digit, and what is nan or infinite; find the finite extremes."""
+def observe_kernel(losses, histograms, observed, places, count, shift, BLOCK: tl.constexpr):
+    """Count the first digit, and what is nan or infinite; find the finite extremes and the percentiles' places."""
+    if tl.program_id(0) == 0:
+        tl.store(places, percentile_place(count, LOW_QUANTILE))
+        tl.store(places + 1, percentile_place(count, HIGH_QUANTILE))
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     x = tl.load(losses + at, mask=inside, other=0.0)
@@ -170,7 +174,16 @@ def narrow_kernel(losses, histograms, state, count, step, shift, BLOCK: tl.const
 
 @triton.jit
 def settle_kernel(
-    observed, parts, histograms, state, results, count, steps, DOUBLE: tl.constexpr, PARTS: tl.constexpr
+    observed,
+    parts,
+    histograms,
+    state,
+    places,
+    results,
+    count,
+    steps,
+    DOUBLE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):
     """From the last digits and the parts' observations: low, high, spread, and how many are nan and infinite."""
     unknown, infinite = tl.zeros((PARTS,), tl.float64), tl.zeros((PARTS,), tl.float64)
@@ -184,8 +197,8 @@ def settle_kernel(
         smallest = tl.minimum(smallest, tl.load(here + 2, mask=inside, other=float("inf")))
         largest = tl.maximum(largest, tl.load(here + 3, mask=inside, other=float("-inf")))
     first, last = tl.min(smallest, 0), tl.max(largest, 0)
-    _, low_share = percentile_place(count, LOW_QUANTILE)
-    _, high_share = percentile_place(count, HIGH_QUANTILE)
+    low_place, high_place = tl.load(places), tl.load(places + 1)
+    low_share, high_share = low_place - tl.floor(low_place), high_place - tl.floor(high_place)
     next_to = ordered_number(selected(histograms, state, count, steps), DOUBLE)
     next_to = tl.minimum(tl.maximum(next_to, first), last)  # infinite losses count as the nearest finite one
     below_low, above_low, below_high, above_high = (
@@ -439,10 +452,11 @@ def launch_fit(
     steps, parts = (8 if double else 4), triton.cdiv(count, counted)
     histograms = torch.zeros((steps, 4, bins), dtype=torch.int32, device=losses.device)
     state = torch.empty((steps + 1, 2, 4), dtype=torch.int64, device=losses.device)
-    observed, results, held = empty((parts, OBSERVED.value)), empty(RESULTS), empty((3, count))
+    observed, places = empty((parts, OBSERVED.value)), empty(2)
+    results, held = empty(RESULTS), empty((3, count))
     shift = digit_bits * (steps - 1)
     wrap_triton(observe_kernel)[(parts,)](
-        losses, histograms, observed, count, shift, BLOCK=counted, num_warps=8
+        losses, histograms, observed, places, count, shift, BLOCK=counted, num_warps=8
     )
     for step in range(1, steps):
         shift -= digit_bits
@@ -450,7 +464,7 @@ def launch_fit(
             losses, histograms, state, count, step, shift, BLOCK=counted, num_warps=8
         )
     wrap_triton(settle_kernel)[(1,)](
-        observed, parts, histograms, state, results, count, steps, DOUBLE=double, PARTS=parts_at_once
+        observed, parts, histograms, state, places, results, count, steps, DOUBLE=double, PARTS=parts_at_once
     )
     blocks = triton.cdiv(count, block)
     wrap_triton(normalise_kernel)[(blocks,)](losses, results, held, count, BLOCK=block)

@@ -1,4 +1,4 @@
-"""Integers as Triton's functions take them: an argument may be a constant (a 1 is one, to Triton), which has no type."""
+"""Integers as Triton's functions take them: an argument may be a constant (1 is one to Triton), which has no type."""
 
 import triton
 import triton.language as tl

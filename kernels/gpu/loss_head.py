@@ -759,7 +759,8 @@ def loss_head(
 ) -> LossHead:
     """Twin of `loss_head_reference`, for b >= 1."""
     entropy_weight, prior_weight = regulariser.entropy_weight, regulariser.prior_weight
-    pair = (partner, coefficient)
+    index = index.contiguous()
+    pair = (None if partner is None else partner.contiguous(), coefficient)
     total, maximum = share.total, share.maximum
     over_ranks = prior_weight != 0 and total is not None and maximum is not None
     prediction, label_loss, predicted, wanted, rows, sums, peaks, totals = loss_rows(
@@ -775,8 +776,9 @@ def loss_head(
         1 if over_ranks else MOST_GROUPS,
     )
     if over_ranks and total is not None and maximum is not None:
-        largest = maximum(peaks)
-        peaks, totals = largest, total(totals * (peaks - largest).exp())
+        # (C,), as on a rank without samples, which takes the reference
+        largest = maximum(peaks[0])
+        peaks, totals = largest[None], total(totals[0] * (peaks[0] - largest).exp())[None]
     weights = (entropy_weight, prior_weight, share.count, share.world)
     loss, _ = loss_value(logits, target, index, *pair, rows, sums, peaks, totals, *weights)
     return LossHead(
@@ -791,7 +793,8 @@ def loss_head(
 def predict(logits: Tensor, index: Tensor | None, store: Tensor | None) -> Prediction:
     """Twin of `predict_reference`, for b >= 1."""
     keep = store is None
+    rows = None if index is None else index.contiguous()
     prediction, _, predicted, *_ = loss_rows(
-        logits.detach(), None, index, None, None, None, store, 0.0, False, keep, MOST_GROUPS
+        logits.detach(), None, rows, None, None, None, store, 0.0, False, keep, MOST_GROUPS
     )
     return Prediction(prediction if keep else None, predicted)

@@ -25,7 +25,7 @@ for losses, double in (("*fp32", False), ("*fp64", True)):
     SIGNATURES += [
         *variants(
             twin.observe_kernel,
-            {"losses": losses, **COUNTING, "observed": "*fp64", "count": "i32"},
+            {"losses": losses, **COUNTING, "observed": "*fp64", "places": "*fp64", "count": "i32"},
             {"BLOCK": twin.COUNTED},
             ("count",),
         ),
@@ -42,6 +42,7 @@ for losses, double in (("*fp32", False), ("*fp64", True)):
                 "parts": "i32",
                 "histograms": "*i32",
                 "state": "*i64",
+                "places": "*fp64",
                 "results": "*fp64",
                 "count": "i32",
                 "steps": "i32",
