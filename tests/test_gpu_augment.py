@@ -6,12 +6,13 @@ import torch
 from gpu_device import DEVICE, FLOAT_TYPES, either, needs_gpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from need import need
 
 from fastdrpl.kernels import augment as public
 from fastdrpl.kernels import dispatch
 from fastdrpl.kernels.philox import MASK, Stream
 
-pytest.importorskip("triton")
+need("triton")
 from gpu_window_kernel import window_kernel
 
 from fastdrpl.kernels.gpu import augment as gpu

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from gpu_device import DEVICE, ON_GPU, either, needs_gpu
+from need import need
 from scipy import special
 from test_beta_mixture import NASTY, make_losses
 
 from fastdrpl.kernels import beta_mixture as public
 from fastdrpl.kernels.beta_mixture import BetaMixture, fit_beta_mixture, monotone_log_odds
 
-pytest.importorskip("triton")
+need("triton")
 import gpu_beta_mixture_kernel as single
 
 from fastdrpl.kernels.gpu import beta_mixture as twin

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from need import need
 
-pytest.importorskip("triton")
+need("triton")
 
 TESTS = Path(__file__).resolve().parent
 GPU = TESTS.parent / "kernels" / "gpu"

@@ -10,6 +10,7 @@ import random
 import pytest
 import torch
 from gpu_device import DEVICE, ON_GPU, needs_gpu, on_device
+from need import need
 from test_loss_head import (
     WEIGHTS,
     N,
@@ -21,7 +22,7 @@ from test_loss_head import (
 )
 from torch import Tensor
 
-pytest.importorskip("triton")
+need("triton")
 
 from fastdrpl.kernels import dispatch
 from fastdrpl.kernels import loss_head as public

@@ -5,13 +5,14 @@ import torch
 from gpu_device import DEVICE, FLOAT_TYPES, either, needs_gpu, on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from need import need
 
 from fastdrpl.kernels import mixup as public
 from fastdrpl.kernels.augment import augment, augment_resized
 from fastdrpl.kernels.mixup import augment_pair_reference, mix
 from fastdrpl.kernels.philox import MASK, Stream
 
-pytest.importorskip("triton")
+need("triton")
 
 from fastdrpl.kernels.gpu import augment as augmenting
 from fastdrpl.kernels.gpu import mixup as gpu

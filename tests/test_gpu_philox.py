@@ -5,10 +5,11 @@ import torch
 from gpu_device import DEVICE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from need import need
 
 from fastdrpl.kernels.philox import MASK, Stream, integers, shuffle_keys, uniform, words
 
-pytest.importorskip("triton")
+need("triton")
 from gpu_philox_kernel import draw_kernel
 
 from fastdrpl.kernels.gpu.philox import stream_tensor

@@ -6,6 +6,7 @@ import torch
 from gpu_device import DEVICE, ON_GPU, either, needs_gpu, on_device
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from need import need
 
 from fastdrpl.kernels import pseudo_label as public
 from fastdrpl.kernels.philox import MASK, Stream, shuffle_keys, words
@@ -20,7 +21,7 @@ from fastdrpl.kernels.pseudo_label import (
     sample_keys,
 )
 
-pytest.importorskip("triton")
+need("triton")
 from fastdrpl.kernels.gpu import pseudo_label as twin
 from fastdrpl.kernels.gpu.philox import stream_tensor
 
