@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from need import need
 
 from fastdrpl.config import EngineConfig
 from fastdrpl.errors import UserError
@@ -46,13 +47,13 @@ def give_gpus(monkeypatch, *capabilities: tuple[int, int]) -> None:
 
 
 def test_a_gpu_has_a_twin_of_all(monkeypatch):
-    pytest.importorskip("triton")
+    need("triton")
     give_gpus(monkeypatch, (9, 0), (7, 0))
     assert dispatch.describe(torch.device("cuda", 1)) == dict.fromkeys(dispatch.OPERATIONS, "triton")
 
 
 def test_an_old_gpu_runs_the_reference_and_says_why(monkeypatch):
-    pytest.importorskip("triton")
+    need("triton")
     give_gpus(monkeypatch, (9, 0), (6, 1))
     chosen = dispatch.describe(torch.device("cuda"))
     assert "GPU 1 is older" in chosen.pop("reason")
