@@ -1,119 +1,169 @@
-"""Which samples keep their label: a beta mixture of the losses, a threshold, and what to do when it goes wrong.
+"""Which samples keep their label: what a detector says, and what to do when it goes wrong.
 
-arXiv 1912.08741, section III-A, equations (3) and (4): labelled = {p_noisy <= gamma}, unlabelled = the rest.
+arXiv 1912.08741, section III-A, equations (3) and (4): labelled = {p_noisy <= gamma}, unlabelled = the rest. A detector
+is a pure function from statistics of the samples to a `Detection`; the rescue of classes and the rule for a collapse
+stand here and go with any detector.
 """
 
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 from torch import Tensor
 
+from fastdrpl.config import DetectConfig
 from fastdrpl.errors import CollapseError
-from fastdrpl.kernels.beta_mixture import BetaMixture, fit_beta_mixture
-from fastdrpl.labels import NoisyLabels
 
-RESCUED_SHARE = 100  # a class without labelled samples keeps one in so many, those with the lowest loss
+RESCUED_SHARE = 100  # a class without labelled samples keeps one in so many, those with the lowest doubt
 CLASSES_LISTED = 20
 HISTOGRAM_BINS, HISTOGRAM_WIDTH = 10, 40
+OTHER_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+
+Statistic = npt.NDArray[np.floating] | Tensor
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A fitted density for a histogram of the doubt: its integral over `x` is the share of the samples it explains."""
+
+    name: str
+    x: npt.NDArray[np.float64]
+    density: npt.NDArray[np.float64]
+
+
+class Evidence(Protocol):
+    """What a detector decided by."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values for detection.json."""
+
+    def curves(self) -> tuple[Curve, ...]:
+        """Fitted densities, where there are any."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Evidence that is a few numbers."""
+
+    values: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers."""
+        return self.values
+
+    def curves(self) -> tuple[Curve, ...]:
+        """None."""
+        return ()
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
     """N samples in two sets. `labelled` keep their label; all others lose it.
 
-    `p_noisy`: (N,) float64 in [0, 1]. `labelled`: (N,) bool. `fit`: the mixture. `warnings`: what a user should
-    know. `rescued_classes`: class ids that had no labelled sample and were given their lowest-loss 1 %.
+    `p_noisy`: (N,) float64 in [0, 1]. `labelled`: (N,) bool. `doubt`: (N,) float64, the statistic that ranks the
+    samples (higher = more doubtful), never nan. `evidence`: what it was decided by. `threshold`: of p_noisy, where there
+    is one. `warnings`: what a user should know. `rescued_classes`: class ids that had no labelled sample and were given
+    those of the lowest doubt.
     """
 
     p_noisy: npt.NDArray[np.float64]
     labelled: npt.NDArray[np.bool_]
-    fit: BetaMixture
-    warnings: tuple[str, ...]
-    rescued_classes: tuple[int, ...]
+    doubt: npt.NDArray[np.float64]
+    evidence: Evidence
+    threshold: float | None = None
+    warnings: tuple[str, ...] = ()
+    rescued_classes: tuple[int, ...] = ()
 
 
-class DetectionMetrics(TypedDict):
-    """Counts, and how well the detection did where the truth is known (fractions; *clean* is the positive class)."""
+class Detector(Protocol):
+    """A pure function of columns of the label store; a frozen dataclass of its thresholds."""
 
-    labelled: int
-    unlabelled: int
-    auc: float | None
-    tpr: float | None
-    fpr: float | None
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns it is given, in order."""
+
+    @property
+    def adjustable(self) -> tuple[str, ...]:
+        """Dotted names of the settings that nothing but this detection depends on: after a collapse a run goes on
+        with another value of them."""
+
+    def __call__(
+        self, statistics: Sequence[Statistic], given: npt.NDArray[np.integer], num_classes: int
+    ) -> Detection:
+        """Split N samples. Raises ValueError for nan, wrong shapes or class ids out of range."""
 
 
-def detect(
-    fit_losses: npt.NDArray[np.floating] | Tensor,
-    score_losses: npt.NDArray[np.floating] | Tensor,
-    given: npt.NDArray[np.integer],
-    num_classes: int,
-    gamma: float,
-    *,
-    compat: Literal["exact", "lookup"] = "exact",
+def guard(
+    found: Detection, given: npt.NDArray[np.integer], num_classes: int, settings: DetectConfig
 ) -> Detection:
-    """Split N samples by the probability that their label is noisy.
+    """A detection that can be trained on: enough labelled samples, and some in each class that has any.
 
-    The mixture is fitted to `fit_losses` (N,), the probability computed from `score_losses` (N,); the published
-    method takes two passes of different augmentation. Losses on a GPU are fitted and scored there.
-    `given`: (N,) class ids. `gamma` in [0, 1].
-    Raises CollapseError when fewer samples than classes count as clean; ValueError for nan, wrong shapes or ids.
+    Raises `CollapseError` when fewer samples than classes are labelled, unless `settings.collapse` is "relax": then the
+    `collapse_share` of each class with the lowest doubt is kept, with a warning.
     """
-    fit_losses, score_losses = (
-        losses if isinstance(losses, Tensor) else np.asarray(losses) for losses in (fit_losses, score_losses)
-    )
-    given = np.asarray(given)
-    if not (fit_losses.shape == score_losses.shape == given.shape and given.ndim == 1):
-        shapes = f"{fit_losses.shape}, {score_losses.shape} and {given.shape}"
-        raise ValueError(
-            f"losses to fit, losses to score and labels have shapes {shapes}; wanted (N,) three times"
-        )
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma is {gamma}; wanted a probability")
-    if given.size and not (given.min() >= 0 and given.max() < num_classes):
-        raise ValueError(f"labels reach from {given.min()} to {given.max()}; wanted 0 to {num_classes - 1}")
-    fit = fit_beta_mixture(fit_losses)
-    p_noisy, losses = (_on_host(a) for a in (fit.posterior(score_losses, compat=compat), score_losses))
-    labelled = p_noisy <= gamma
+    warnings, labelled = list(found.warnings), found.labelled
     if labelled.sum() < num_classes:
-        raise _collapse(losses, int(labelled.sum()), num_classes, gamma)
-    warnings = list(fit.warnings)
+        if settings.collapse == "stop":
+            raise _collapse(found, num_classes)
+        labelled = lowest_of_each_class(found.doubt, given, settings.collapse_share)
+        warnings.append(
+            f"only {int(found.labelled.sum())} labels count as right, fewer than the {num_classes} classes: "
+            f"the {settings.collapse_share:.0%} with the lowest doubt in each class are kept instead "
+            "(--detect.collapse relax)"
+        )
     if labelled.all():
-        warnings.append(
-            f"all {labelled.size} samples count as clean at gamma {gamma:g}: none loses its label"
-        )
-    labelled, rescued, absent = _rescue(labelled, losses, given, num_classes)
-    if rescued:
-        warnings.append(
-            f"no sample counts as clean in {_list(rescued)}: the lowest-loss 1 % keep their label"
-        )
-    if absent:
-        warnings.append(f"no sample has a label of {_list(absent)}")
-    return Detection(p_noisy, labelled, fit, tuple(warnings), tuple(rescued))
-
-
-def _on_host(values: npt.NDArray[np.floating] | Tensor) -> npt.NDArray[Any]:
-    return values.cpu().numpy() if isinstance(values, Tensor) else values
-
-
-def _rescue(
-    labelled: npt.NDArray[np.bool_],
-    losses: npt.NDArray[np.floating],
-    given: npt.NDArray[np.integer],
-    num_classes: int,
-) -> tuple[npt.NDArray[np.bool_], list[int], list[int]]:
-    """Give each class with samples but none labelled its lowest losses -> (labelled, rescued, absent classes)."""
+        at = "" if found.threshold is None else f" at gamma {found.threshold:g}"
+        warnings.append(f"all {labelled.size} samples count as clean{at}: none loses its label")
     members = np.bincount(given, minlength=num_classes)
     kept = np.bincount(given[labelled], minlength=num_classes)
-    rescued = [int(c) for c in np.flatnonzero((kept == 0) & (members > 0))]
-    labelled = labelled.copy()
-    for c in rescued:
+    bare = [int(c) for c in np.flatnonzero((kept == 0) & (members > 0))]
+    absent = [int(c) for c in np.flatnonzero(members == 0)]
+    if bare and settings.rescue == "yes":
+        warnings.append(f"no sample counts as clean in {_list(bare)}: the lowest-loss 1 % keep their label")
+        labelled = labelled | (
+            lowest_of_each_class(found.doubt, given, 1 / RESCUED_SHARE) & np.isin(given, bare)
+        )
+    elif bare:
+        warnings.append(f"no sample counts as clean in {_list(bare)}: no label of theirs is kept")
+    if absent:
+        warnings.append(f"no sample has a label of {_list(absent)}")
+    rescued = tuple(bare) if settings.rescue == "yes" else ()
+    return dataclasses.replace(
+        found, labelled=labelled, warnings=tuple(warnings), rescued_classes=rescued
+    )
+
+
+def lowest_of_each_class(
+    doubt: npt.NDArray[np.floating], given: npt.NDArray[np.integer], share: float
+) -> npt.NDArray[np.bool_]:
+    """The `share` of each class with the lowest doubt, rounded down, at least one sample: (N,), (N,) -> (N,) bool.
+
+    Ties go to the smaller index.
+    """
+    chosen = np.zeros(len(given), dtype=bool)
+    for c in np.unique(given):
         samples = np.flatnonzero(given == c)
-        lowest = np.argsort(losses[samples], kind="stable")[: max(1, samples.size // RESCUED_SHARE)]
-        labelled[samples[lowest]] = True
-    return labelled, rescued, [int(c) for c in np.flatnonzero(members == 0)]
+        lowest = np.argsort(doubt[samples], kind="stable")
+        chosen[samples[lowest[: max(1, int(samples.size * share + 1e-9))]]] = True
+    return chosen
+
+
+def on_host(values: Statistic) -> npt.NDArray[Any]:
+    """A statistic as a numpy array."""
+    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def check_labels(given: npt.NDArray[np.integer], num_classes: int) -> None:
+    """ValueError unless `given` is (N,) of class ids."""
+    if given.ndim != 1:
+        raise ValueError(f"labels have shape {given.shape}; wanted (N,)")
+    if given.size and not (given.min() >= 0 and given.max() < num_classes):
+        raise ValueError(f"labels reach from {given.min()} to {given.max()}; wanted 0 to {num_classes - 1}")
 
 
 def _list(classes: list[int]) -> str:
@@ -122,13 +172,15 @@ def _list(classes: list[int]) -> str:
     return f"class{'es' if len(classes) > 1 else ''} {shown}{more}"
 
 
-def _collapse(
-    losses: npt.NDArray[np.floating], labelled: int, num_classes: int, gamma: float
-) -> CollapseError:
+def _collapse(found: Detection, num_classes: int) -> CollapseError:
+    at = "" if found.threshold is None else f" at gamma {found.threshold:g}"
+    others = [f"{int((found.p_noisy <= g).sum()):,} at {g:g}" for g in OTHER_THRESHOLDS]
+    kept = "" if found.threshold is None else f"\nOther thresholds would keep {', '.join(others)}."
     return CollapseError(
-        f"only {labelled} of {losses.size} samples count as clean at gamma {gamma:g}, fewer than the "
-        f"{num_classes} classes. The losses to the given labels:\n{draw_text_histogram(losses)}",
-        fix="check that the labels belong to these images, or try a larger gamma or a longer stage in another --run",
+        f"only {int(found.labelled.sum())} of {found.doubt.size} samples count as clean{at}, fewer than the "
+        f"{num_classes} classes. The losses to the given labels:\n{draw_text_histogram(found.doubt)}{kept}",
+        fix="no training is lost: the same command with another threshold goes on from here (or with "
+        "--detect.collapse relax); check that the labels belong to these images",
     )
 
 
@@ -147,38 +199,3 @@ def draw_text_histogram(losses: npt.NDArray[np.floating]) -> str:
     if finite.size < len(losses):
         lines.append(f"  infinite: {len(losses) - finite.size}")
     return "\n".join(lines)
-
-
-def detection_metrics(
-    labelled: npt.NDArray[np.bool_], score: npt.NDArray[np.floating], is_noisy: NoisyLabels
-) -> DetectionMetrics:
-    """How good a split is. All arguments are of N samples; `score` is the loss, lower for cleaner.
-
-    tpr = share of the clean samples that are labelled, fpr = share of the noisy ones; auc = probability that a
-    clean sample has a lower loss than a noisy one, ties counting half. None where the truth is unknown
-    throughout, or no sample is clean (tpr, auc) or noisy (fpr, auc). Samples of unknown truth are in the counts
-    alone. Raises ValueError for wrong shapes or nan.
-    """
-    labelled, score = np.asarray(labelled, dtype=bool), np.asarray(score, dtype=np.float64)
-    noisy, known = np.asarray(is_noisy.noisy, dtype=bool), np.asarray(is_noisy.known, dtype=bool)
-    if not (labelled.shape == score.shape == noisy.shape == known.shape and labelled.ndim == 1):
-        shapes = ", ".join(str(a.shape) for a in (labelled, score, noisy, known))
-        raise ValueError(f"split, losses, noisy and known have shapes {shapes}; wanted (N,) four times")
-    if np.isnan(score).any():
-        raise ValueError(f"{int(np.isnan(score).sum())} of {score.size} losses are nan; wanted numbers")
-    clean, noisy = known & ~noisy, known & noisy
-    return {
-        "labelled": int(labelled.sum()),
-        "unlabelled": int((~labelled).sum()),
-        "auc": _area_under_roc(score[clean], score[noisy]),
-        "tpr": float(labelled[clean].mean()) if clean.any() else None,
-        "fpr": float(labelled[noisy].mean()) if noisy.any() else None,
-    }
-
-
-def _area_under_roc(clean: npt.NDArray[np.float64], noisy: npt.NDArray[np.float64]) -> float | None:
-    """Mann-Whitney: the rank sum of the noisy losses, ties at their middle rank."""
-    if clean.size == 0 or noisy.size == 0:
-        return None
-    ranks = rankdata(np.concatenate([clean, noisy]))[clean.size :]
-    return float((ranks.sum() - noisy.size * (noisy.size + 1) / 2) / (clean.size * noisy.size))

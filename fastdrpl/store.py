@@ -9,15 +9,17 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class LabelStore:
-    """Named columns of N rows. Ranks hold the same columns; each writes only the samples it was handed.
+    """Named columns of N rows, and shared tensors of any shape. Ranks hold the same; each writes only its samples.
 
     `total` sums a tensor over ranks (None with one rank). Between two `sync` calls a rank sees its own
-    writes only, and each sample is written by one rank at most.
+    writes only, and each sample is written by one rank at most. A column keeps its place in memory for as long as its
+    shape and type stay: what a captured step reads does not move.
     """
 
     def __init__(self, samples: int, device: torch.device, total: Reduce | None = None):
         self.samples, self.device, self._total = samples, device, total
         self._columns: dict[str, Tensor] = {}
+        self._shared: dict[str, Tensor] = {}
         self._written: dict[str, Tensor] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -27,30 +29,48 @@ class LabelStore:
         return self._columns[name]
 
     def put(self, name: str, values: Tensor) -> None:
-        """Add or replace a whole column, the same on every rank: (N, ...)."""
+        """Add or replace a whole column, the same on every rank: (N, ...). The values are copied."""
         if len(values) != self.samples:
             raise ValueError(f"column {name!r} has {len(values)} rows, the store {self.samples}")
-        self._columns[name] = values.to(self.device)
-        self._written.pop(name, None)
+        self._place(self._columns, name, values)
+        if name in self._written:
+            self._written[name].zero_()
+
+    def put_shared(self, name: str, values: Tensor) -> None:
+        """Add or replace a tensor that is not per sample, such as a transition matrix; the same on every rank."""
+        self._place(self._shared, name, values)
+
+    def shared(self, name: str) -> Tensor:
+        """A tensor that is not per sample."""
+        return self._shared[name]
+
+    def _place(self, where: dict[str, Tensor], name: str, values: Tensor) -> None:
+        there = where.get(name)
+        if there is not None and there.shape == values.shape and there.dtype == values.dtype:
+            there.copy_(values)
+        else:
+            where[name] = values.detach().to(self.device, copy=True).contiguous()
 
     def drop(self, *names: str) -> None:
-        """Forget columns that the next stage does not use."""
+        """Forget columns and shared tensors that the next stage does not use."""
         for name in names:
-            self._columns.pop(name, None)
-            self._written.pop(name, None)
+            for where in (self._columns, self._shared, self._written):
+                where.pop(name, None)
 
     def read(self, name: str, index: Tensor) -> Tensor:
         """Rows (B, ...) of a column."""
         return self._columns[name].index_select(0, index)
 
-    def write(self, name: str, index: Tensor, values: Tensor) -> None:
-        """Set rows (B,) of a column, without host synchronisation."""
-        column = self._columns[name]
-        column.index_copy_(0, index, values.to(column.dtype))
-        self.mark_written(name, index)
+    def write(self, name: str, index: Tensor, values: Tensor, unless: Tensor | None = None) -> None:
+        """Set rows (B,) of a column and have `sync` tell the other ranks, without host synchronisation.
 
-    def mark_written(self, name: str, index: Tensor) -> None:
-        """Note rows (B,) that a kernel has set in the column itself, so that `sync` tells the other ranks."""
+        `unless` () is a number: where it is not 0, the rows stay as they are.
+        """
+        column = self._columns[name]
+        values = values.to(column.dtype)
+        if unless is not None:
+            values = torch.where(unless > 0, column.index_select(0, index), values)
+        column.index_copy_(0, index, values)
         if self._total is not None:
             if name not in self._written:
                 self._written[name] = torch.zeros(self.samples, dtype=torch.int32, device=self.device)
@@ -66,21 +86,22 @@ class LabelStore:
             own = torch.where(written.view(shape) > 0, column, torch.zeros_like(column))
             # x + 0 is x: adding over ranks moves the bits of the one rank that wrote the row.
             everyones, count = self._total(own), self._total(written)
-            self._columns[name] = torch.where(count.view(shape) > 0, everyones, column)
-        self._written.clear()
-
-    def commit(self, refresh: Callable[["LabelStore"], None]) -> None:
-        """End an epoch: `sync`, then let `refresh` derive the next epoch's targets."""
-        self.sync()
-        refresh(self)
+            column.copy_(torch.where(count.view(shape) > 0, everyones, column))
+            written.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """All columns, for a checkpoint; call `sync` first."""
         return dict(self._columns)
 
-    def load(self, columns: dict[str, Tensor]) -> None:
-        """Replace all columns by those of a checkpoint."""
-        self._columns.clear()
-        self._written.clear()
+    def shared_state(self) -> dict[str, Tensor]:
+        """All shared tensors, for a checkpoint."""
+        return dict(self._shared)
+
+    def load(self, columns: dict[str, Tensor], shared: dict[str, Tensor] | None = None) -> None:
+        """Replace everything by that of a checkpoint."""
+        for where in (self._columns, self._shared, self._written):
+            where.clear()
         for name, values in columns.items():
             self.put(name, values)
+        for name, values in (shared or {}).items():
+            self.put_shared(name, values)

@@ -28,6 +28,9 @@ class Purpose(IntEnum):
     noise = 9
     split = 10  # train/test division of a source that has none
     limit = 11  # which samples a `limit` keeps
+    look = 12  # passes that only look, other than those above
+    complement = 13  # complementary labels
+    halves = 14  # division of the samples into halves
 
 
 @dataclass(frozen=True)
