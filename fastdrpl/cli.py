@@ -14,7 +14,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
 
   fastdrpl prepare KIND --source DIR --out DIR   compile images once: `fastdrpl prepare --help` lists the kinds
   fastdrpl train RECIPE [--data DIR] [flags]     train, detect, report; the same command continues a stopped run
-  fastdrpl recipes [NAME]                        the recipes, with every number and where it comes from
+  fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
   fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
@@ -105,11 +105,10 @@ def _train(words: list[str]) -> int:
 
 
 def parse_training(words: list[str]) -> "Config":
-    """Recipe first, then flags: default < recipe < --config FILE < flag."""
+    """Recipe first, then flags: default < recipe < --config FILE < flag. `--method` decides which flags there are."""
     import tyro
 
     from fastdrpl import config_file
-    from fastdrpl.config import Config
     from fastdrpl.errors import UserError
     from fastdrpl.recipes import recipe_named
 
@@ -120,10 +119,35 @@ def parse_training(words: list[str]) -> "Config":
     name, rest = _split_name(words, "train RECIPE")
     if name and table.get("recipe", name) != name:
         raise UserError(f"the recipe is {name!r}, but the file is for {table['recipe']!r}", where=file)
-    config = recipe_named(name or "digits").config  # without a name only help is printed
+    method, rest = _take_option(rest, "--method")
+    recipe = recipe_named(name or "digits")  # without a name only help is printed
+    method = str(method or table.get("method", recipe.config.method))
+    config = recipe.config_for(method)
+    _refuse_flags_of_others(rest, method)
     if file is not None:
-        config = config_file.overlay(config, {**table, "recipe": name}, where=file)
-    return _parse(tyro.cli, Config, f"fastdrpl train {name or 'RECIPE'}", rest, default=config)
+        table = {**table, "recipe": name, "method": config.method}
+        config = config_file.overlay_run(config, table, where=file)
+    return _parse(tyro.cli, type(config), f"fastdrpl train {name or 'RECIPE'}", rest, default=config)
+
+
+def _refuse_flags_of_others(words: list[str], method: str) -> None:
+    """Raise `UserError` for a flag of another method, or of an older name."""
+    from fastdrpl.config_file import RENAMED
+    from fastdrpl.errors import UserError
+    from fastdrpl.methods import METHODS
+
+    for word in words:
+        flag = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        section = flag.partition(".")[0]
+        if not word.startswith("--") or "." not in flag:
+            continue
+        if flag in RENAMED:
+            raise UserError(f"--{flag} is called --{RENAMED[flag]}", fix=f"give --{RENAMED[flag]}")
+        if section in METHODS and section != method:
+            raise UserError(
+                f"--{flag} is a setting of the method {section!r}, and this run is of {method!r}",
+                fix=f"add --method {section}, or leave the flag out",
+            )
 
 
 def _recipes(words: list[str]) -> int:
@@ -131,19 +155,27 @@ def _recipes(words: list[str]) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from fastdrpl.recipes import RECIPES, describe, recipe_named
+    from fastdrpl.methods import METHODS, load_method
+    from fastdrpl.recipes import RECIPES, describe, describe_method, recipe_named
 
-    _refuse_flags(words, "recipes [NAME]", most=1)
+    _refuse_flags(words, "recipes [NAME [METHOD]]", most=2)
     console = Console(highlight=False)
-    for recipe in [recipe_named(name) for name in (words or RECIPES)]:
-        table = Table(
-            title=f"{recipe.name}: {recipe.summary}", title_justify="left", box=None, pad_edge=False
-        )
+
+    def show(title: str, rows: list[tuple[str, str, str]]) -> None:
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for column in ("field", "value", "source"):
             table.add_column(column, overflow="fold")
-        for row in describe(recipe):
+        for row in rows:
             table.add_row(*map(Text, row))
         console.print(table, "")
+
+    for recipe in [recipe_named(name) for name in (words[:1] or RECIPES)]:
+        show(f"{recipe.name}: {recipe.summary}", describe(recipe))
+        for method in words[1:] or (METHODS if words else ()):
+            show(f"--method {method}: {load_method(method).summary}", describe_method(recipe, method))
+    if not words:
+        show("methods", [(name, load_method(name).summary, "") for name in METHODS])
+        console.print("`fastdrpl recipes NAME` shows the numbers of every method for that recipe.")
     console.print(
         "P = paper, arXiv 1912.08741; C = what the published code executes; own = a choice of fastdrpl."
     )

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import tyro
 
@@ -160,12 +160,11 @@ def config_class(section: str, settings: type) -> type[Config]:
     return cast(
         type[Config],
         dataclasses.make_dataclass(
-            "Config", [field], bases=(Config,), frozen=True, kw_only=True, namespace={"__doc__": Config.__doc__}
+            "Config",
+            [field],
+            bases=(Config,),
+            frozen=True,
+            kw_only=True,
+            namespace={"__doc__": Config.__doc__},
         ),
     )
-
-
-def sections(config: Config) -> list[Any]:
-    """The settings of the run's method, as far as the configuration has them: at most one."""
-    common = {item.name for item in dataclasses.fields(Config)}
-    return [getattr(config, item.name) for item in dataclasses.fields(config) if item.name not in common]

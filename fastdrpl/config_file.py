@@ -32,7 +32,7 @@ def to_table(config: Any) -> dict[str, Any]:
 
 
 def dumps(config: Config) -> str:
-    """The TOML text of a configuration; `loads` gives the same configuration back."""
+    """The TOML text of a configuration; `overlay_run` gives the same configuration back."""
     return tomli_w.dumps(to_table(config))
 
 
@@ -46,9 +46,35 @@ def read_table(path: Path) -> dict[str, Any]:
         raise UserError(f"not a TOML file: {error}", where=str(path)) from error
 
 
-def loads(text: str) -> Config:
-    """A configuration from the TOML text of a whole one."""
-    return overlay(Config(), tomllib.loads(text), where="configuration")
+# Settings that once had another name.
+RENAMED = {
+    "drpl.posterior": "detect.posterior",
+    "drpl.track_augment": "detect.augment",
+    "drpl.track_passes": "detect.passes",
+}
+
+
+def overlay_run(base: Config, table: dict[str, Any], *, where: str) -> Config:
+    """`base`, which has the settings of one method, with the values of a file that may hold those of several.
+
+    What stands there for another method is for that method's runs. Raises `UserError` for unknown keys, wrong types and
+    values that cannot be.
+    """
+    from fastdrpl.methods import METHODS
+
+    own = {item.name for item in dataclasses.fields(base)}
+    kept = {key: value for key, value in _renamed(table).items() if key in own or key not in METHODS}
+    return overlay(base, kept, where=where)
+
+
+def _renamed(table: dict[str, Any]) -> dict[str, Any]:
+    """The table with settings under their present names."""
+    moved = {key: dict(value) if isinstance(value, dict) else value for key, value in table.items()}
+    for old, new in RENAMED.items():
+        (section, field), (new_section, new_field) = old.split("."), new.split(".")
+        if isinstance(moved.get(section), dict) and field in moved[section]:
+            moved.setdefault(new_section, {}).setdefault(new_field, moved[section].pop(field))
+    return moved
 
 
 def overlay(base: Settings, table: dict[str, Any], *, where: str, prefix: str = "") -> Settings:

@@ -66,9 +66,9 @@ class Detection:
     """N samples in two sets. `labelled` keep their label; all others lose it.
 
     `p_noisy`: (N,) float64 in [0, 1]. `labelled`: (N,) bool. `doubt`: (N,) float64, the statistic that ranks the
-    samples (higher = more doubtful), never nan. `evidence`: what it was decided by. `threshold`: of p_noisy, where there
-    is one. `warnings`: what a user should know. `rescued_classes`: class ids that had no labelled sample and were given
-    those of the lowest doubt.
+    samples (higher = more doubtful), never nan. `evidence`: what it was decided by. `threshold`: of p_noisy, where
+    there is one. `warnings`: what a user should know. `rescued_classes`: class ids that had no labelled sample and
+    were given those of the lowest doubt.
     """
 
     p_noisy: npt.NDArray[np.float64]
@@ -133,9 +133,7 @@ def guard(
     if absent:
         warnings.append(f"no sample has a label of {_list(absent)}")
     rescued = tuple(bare) if settings.rescue == "yes" else ()
-    return dataclasses.replace(
-        found, labelled=labelled, warnings=tuple(warnings), rescued_classes=rescued
-    )
+    return dataclasses.replace(found, labelled=labelled, warnings=tuple(warnings), rescued_classes=rescued)
 
 
 def lowest_of_each_class(

@@ -12,9 +12,13 @@ class NonFiniteError(UserError):
 
 
 class CollapseError(UserError):
-    """The detection left fewer labelled samples than there are classes (exit code 5)."""
+    """The detection left fewer labelled samples than there are classes (exit code 5).
+
+    `adjustable`: the settings (dotted names) with another value of which the run goes on from here.
+    """
 
     exit_code = 5
+    adjustable: tuple[str, ...] = ()
 
 
 class PreemptedError(UserError):

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fastdrpl import config_file
-from fastdrpl.config import Config, flatten
+from fastdrpl.config import Config
 from fastdrpl.errors import UserError
-from fastdrpl.files import TEMPORARY_PREFIX, write_atomic
+from fastdrpl.files import TEMPORARY_PREFIX, read_json, write_atomic, write_json
 from fastdrpl.lock import LOCK_FILE
+from fastdrpl.methods import load_method
+from fastdrpl.settings import flatten
 
 # What may differ when a run goes on: where it lies, how often it is saved, how pixels reach the device.
 _NOT_IDENTITY = (
@@ -81,12 +83,19 @@ class RunFolder:
 
 
 def identity_of(config: Config) -> dict[str, Any]:
-    """The fields that decide the result, by dotted name, as JSON values."""
-    return {
+    """The fields that decide the result, by dotted name, as JSON values: the common ones and the method's.
+
+    A method of the user's own is known by the content of its file, wherever it lies.
+    """
+    identity = {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in flatten(config).items()
         if not name.startswith(_NOT_IDENTITY)
     }
+    method = load_method(config.method)
+    if method.digest:
+        identity["method"] = f"{method.section}.py with sha256 {method.digest}"
+    return identity
 
 
 def fingerprint_of(config: Config) -> str:
@@ -106,20 +115,22 @@ def run_folder(config: Config) -> RunFolder:
 def claim(folder: RunFolder, config: Config) -> None:
     """Write config.toml into a new folder, or check that the one there is the same.
 
-    Raises `UserError` that lists the differing fields, or if the folder holds something else.
+    A run that ended because almost no label counted as right may go on with other values of the settings that decide
+    that; they are noted in the manifest. Raises `UserError` that lists the differing fields, or if the folder holds
+    something else.
     """
     if folder.config.exists():
-        before = identity_of(
-            config_file.overlay(Config(), config_file.read_table(folder.config), where=str(folder.config))
-        )
-        now = identity_of(config)
-        differing = [
-            f"{name}: {before[name]!r} there, {now[name]!r} now" for name in now if before[name] != now[name]
-        ]
-        if differing:
+        before, now = identity_of(_stored(folder)), identity_of(config)
+        differing = {name for name in {*before, *now} if before.get(name) != now.get(name)}
+        if differing and differing <= _adjustable(folder):
+            _change(folder, config, {name: [before[name], now[name]] for name in sorted(differing)})
+        elif differing:
+            listed = [
+                f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in sorted(differing)
+            ]
             raise UserError(
                 "this run folder belongs to another configuration; nothing was changed",
-                where=f"{folder.path}: " + "; ".join(differing),
+                where=f"{folder.path}: " + "; ".join(listed),
                 fix="give another --run, or the same configuration to continue this one",
             )
         return
@@ -134,4 +145,25 @@ def claim(folder: RunFolder, config: Config) -> None:
             where=f"{folder.path}: {', '.join(foreign[:5])}",
             fix="give another --run",
         )
+    write_atomic(folder.config, config_file.dumps(config).encode())
+
+
+def _stored(folder: RunFolder) -> Config:
+    """The configuration in a run folder, also of runs from before a setting had its present name."""
+    from fastdrpl.recipes import recipe_named
+
+    table = config_file.read_table(folder.config)
+    base = recipe_named(str(table.get("recipe"))).config_for(str(table.get("method")))
+    return config_file.overlay_run(base, table, where=str(folder.config))
+
+
+def _adjustable(folder: RunFolder) -> set[str]:
+    """The settings that a run which ended for want of labels may go on with another value of."""
+    progress = read_json(folder.progress) if folder.progress.exists() else {}
+    return set(progress.get("adjustable", ()))
+
+
+def _change(folder: RunFolder, config: Config, changes: dict[str, list[Any]]) -> None:
+    manifest = read_json(folder.manifest)
+    write_json(folder.manifest, {**manifest, "changed": [*manifest.get("changed", []), changes]})
     write_atomic(folder.config, config_file.dumps(config).encode())

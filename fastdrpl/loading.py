@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from fastdrpl.config import EngineConfig
 from fastdrpl.console import say
-from fastdrpl.engine import OrderFactory
 from fastdrpl.errors import UserError
+from fastdrpl.eyes import OrderFactory
 from fastdrpl.loaders.batch import Loader
 from fastdrpl.loaders.extras import require
 from fastdrpl.loaders.order import Order

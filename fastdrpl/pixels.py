@@ -10,9 +10,10 @@ from fastdrpl.config import AugmentConfig
 from fastdrpl.errors import UserError
 from fastdrpl.kernels.augment import LARGEST_RESIZED, augment, augment_resized, centre
 from fastdrpl.kernels.mixup import augment_pair
+from fastdrpl.kernels.philox import Stream
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
-from fastdrpl.loaders.order import Pass
+from fastdrpl.stages import VIEWS
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,19 @@ class Transform:
     std: tuple[float, float, float]
     crop: Literal["pad", "resized"] = "pad"
 
-    def train(self, batch: Batch, pass_: Pass) -> Tensor:
-        """Randomly cropped and flipped as the pass keys it: -> (B, 3, size, size) float32."""
+    def train(self, batch: Batch, stream: Stream) -> Tensor:
+        """Randomly cropped and flipped as the stream keys it: -> (B, 3, size, size) float32."""
         if self.crop == "resized":
-            return augment_resized(*batch, pass_.stream, flip=self.flip, **self._output(batch))
-        return augment(*batch, pass_.stream, pad=self.pad, flip=self.flip, **self._output(batch))
+            return augment_resized(*batch, stream, flip=self.flip, **self._output(batch))
+        return augment(*batch, stream, pad=self.pad, flip=self.flip, **self._output(batch))
 
-    def pair(self, batch: Batch, pass_: Pass, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(
+        self, batch: Batch, stream: Stream, partner: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """`train`, and the same mixed: coefficient () * image + (1 - coefficient) * that of `partner` (B,)."""
         return augment_pair(
             *batch,
-            pass_.stream,
+            stream,
             partner,
             coefficient,
             crop=self.crop,
@@ -57,19 +60,35 @@ class Transform:
 
 @dataclass(frozen=True)
 class Augmented:
-    """The images of a batch as a pass augments them, made when they are asked for."""
+    """The images of a batch as a pass augments them, made when they are asked for (`stages.Images`)."""
 
     transform: Transform
     batch: Batch
-    pass_: Pass
+    words: Tensor  # (5,) int64, the key words of the pass (`words_of`)
+
+    def __call__(self, view: int = 0) -> Tensor:
+        """Augmented: (B, 3, size, size)."""
+        return self.transform.train(self.batch, self._stream(view))
+
+    def pair(self, partner: Tensor, coefficient: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
+        """The same and its mixture, see `Transform.pair`."""
+        return self.transform.pair(self.batch, self._stream(view), partner, coefficient)
 
     def plain(self) -> Tensor:
-        """(B, 3, size, size)."""
-        return self.transform.train(self.batch, self.pass_)
+        """The centre crop."""
+        return self.transform.plain(self.batch)
 
-    def pair(self, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
-        """The same and its mixture, see `Transform.pair`."""
-        return self.transform.pair(self.batch, self.pass_, partner, coefficient)
+    def _stream(self, view: int) -> Stream:
+        if not 0 <= view < VIEWS:
+            raise ValueError(f"view of a minibatch: got {view}, want 0 <= view < {VIEWS}")
+        low, high, epoch, stage, purpose_view = self.words.tolist()
+        return Stream(low | high << 32, epoch, stage, purpose_view + view)
+
+
+def words_of(stream: Stream) -> Tensor:
+    """The key words of a stream: seed low, seed high, epoch, stage, purpose_view; (5,) int64."""
+    low, high = stream.check().key
+    return torch.tensor([low, high, stream.epoch, stream.stage, stream.purpose_view], dtype=torch.int64)
 
 
 def resolve_transform(config: AugmentConfig, dataset: Dataset) -> Transform:

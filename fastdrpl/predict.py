@@ -7,23 +7,20 @@ from pathlib import Path
 from typing import IO, Annotated, Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 import tyro
 from torch import nn
 
 from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
-from fastdrpl.files import explain_write_error, read_json
+from fastdrpl.export import read_export
+from fastdrpl.files import explain_write_error
 from fastdrpl.folder import RunFolder
 from fastdrpl.kernels.augment import centre
 from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
-from fastdrpl.models import build_model
 from fastdrpl.report.table import printable
 
 _BATCH = 64
-_FIELDS = {"model", "width", "class_names", "stored_size", "input_size", "mean", "std"}  # of model.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +61,7 @@ def load_network(run: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise UserError(
             "the run is not finished: there is no network yet", where=str(run), fix="fastdrpl status RUN"
         )
-    description = read_json(folder.export / "model.json")
-    missing = _FIELDS - description.keys() if isinstance(description, dict) else _FIELDS
-    if missing:
-        raise DataError(
-            f"the description of the network has no {', '.join(sorted(missing))}",
-            where=str(folder.export / "model.json"),
-            fix="run the training again",
-        )
-    network = build_model(description["model"], len(description["class_names"]), description["width"], seed=0)
-    weights = folder.export / "model.safetensors"
-    try:
-        network.load_state_dict(safetensors.torch.load_file(weights))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise DataError(
-            f"cannot load the network: {error}", where=str(weights), fix="run the training again"
-        ) from error
-    return network.eval(), description
+    return read_export(folder.export)
 
 
 def find_images(path: Path) -> list[Path]:

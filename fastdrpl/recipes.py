@@ -1,8 +1,8 @@
 """Recipes: a function each, that returns what a data set needs, and where the numbers come from.
 
-What a recipe changes in a method's settings stands in the method's file. `fastdrpl recipes` prints every number with its
-source. P = the paper (arXiv 1912.08741), C = what the published code executes, where the paper is silent or differs;
-"own" is a choice of this project.
+What a recipe changes in a method's settings stands in the method's file. `fastdrpl recipes` prints every number with
+its source. P = the paper (arXiv 1912.08741), C = what the published code executes, where the paper is silent or
+differs; "own" is a choice of this project.
 """
 
 import dataclasses

@@ -2,23 +2,30 @@
 
 from typing import Any
 
+import torch
+
 from fastdrpl.checkpoint import remove_leftovers
 from fastdrpl.config import Config
 from fastdrpl.console import say, warn
 from fastdrpl.errors import CollapseError, DataError, NonFiniteError, UserError
+from fastdrpl.eyes import Eyes
 from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, run_folder
-from fastdrpl.journal import Journal
+from fastdrpl.journal import Journal, NoJournal
 from fastdrpl.loaders.dataset import Dataset
-from fastdrpl.loading import choose_loaders
+from fastdrpl.loading import choose_loaders, open_loader, order_of
 from fastdrpl.lock import RunLock
+from fastdrpl.loop import Loop
 from fastdrpl.machine import Machine, build_machine, describe_versions
+from fastdrpl.methods import load_method, where_in
 from fastdrpl.noise import achieved
-from fastdrpl.outcome import finish
+from fastdrpl.pixels import Transform, resolve_transform
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
-from fastdrpl.saving import NoJournal
+from fastdrpl.results import finish
 from fastdrpl.signals import StopRequest
-from fastdrpl.training import Training
+from fastdrpl.stages import Stage
+from fastdrpl.state import RunState
 from fastdrpl.view import View, open_data, test_view, training_view
 
 MANIFEST_VERSION = 1
@@ -30,6 +37,7 @@ def run(config: Config) -> dict[str, Any]:
     A finished run only returns its result. Raises the errors of `fastdrpl.errors`; PreemptedError after a
     signal, with the state saved.
     """
+    plan = plan_of(config)
     folder = run_folder(config)
     if folder.result.exists():
         return _earlier_result(config, folder)
@@ -38,7 +46,7 @@ def run(config: Config) -> dict[str, Any]:
     with StopRequest() as stop:
         if not machine.main:
             machine.wait()  # until rank 0 holds the folder; if it cannot, the launcher ends us
-            return _run_here(config, folder, machine, stop)
+            return _run_here(config, plan, folder, machine, stop)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -49,11 +57,12 @@ def run(config: Config) -> dict[str, Any]:
             claim(folder, config)
             machine.wait()
             try:
-                return _run_here(config, folder, machine, stop)
+                return _run_here(config, plan, folder, machine, stop)
             except (CollapseError, NonFiniteError) as error:
-                write_json(
-                    folder.progress, {"failed": error.what.splitlines()[0], "exit_code": error.exit_code}
-                )
+                failed = {"failed": error.what.splitlines()[0], "exit_code": error.exit_code}
+                if isinstance(error, CollapseError):
+                    failed["adjustable"] = list(error.adjustable)
+                write_json(folder.progress, failed)
                 raise
 
 
@@ -66,7 +75,9 @@ def _earlier_result(config: Config, folder: RunFolder) -> dict[str, Any]:
     return read_json(folder.result)
 
 
-def _run_here(config: Config, folder: RunFolder, machine: Machine, stop: StopRequest) -> dict[str, Any]:
+def _run_here(
+    config: Config, plan: tuple[Stage, ...], folder: RunFolder, machine: Machine, stop: StopRequest
+) -> dict[str, Any]:
     if machine.main:
         say(f"run folder {folder.path}")
     with machine.main_first():
@@ -83,14 +94,47 @@ def _run_here(config: Config, folder: RunFolder, machine: Machine, stop: StopReq
             say(note)
         _write_beginnings(folder, machine, data, train, identity, loaders)
     machine.wait()
+    identity["config"] = read_json(folder.manifest)["identity"]["config"]  # `claim` compared the fields
     with Journal(folder.metrics) if machine.main else NoJournal() as journal:
-        training = Training(config, folder, machine, data, train, test, identity, stop, journal, loaders)
+        given = torch.tensor(train.labels.given, device=machine.device)
+        classes = len(train.labels.class_names)
+        state = RunState(config, plan, folder, machine, identity, journal, given, classes)
+        transform = resolve_transform(config.augment, data)
+        eyes = [_open_eyes(view, config, transform, loaders, machine) for view in views]
         try:
-            training.resume()
-            training.stages()
-            return finish(training)
+            _say_what_runs(state, eyes[0], len(train.labels))
+            label = None if test is None else torch.tensor(test.labels.truth, device=machine.device)
+            state.resume_or_begin()
+            Loop(state, train.labels, eyes[0], eyes[1] if test else None, label, stop).run()
+            return finish(state, data, train, test, eyes[0])
+        except UserError:
+            raise
+        except Exception as error:
+            method = load_method(config.method)
+            if not method.digest:
+                raise
+            raise UserError(where_in(method, error), where=method.name, fix="mend the file") from error
         finally:
-            training.close()
+            for each in eyes:
+                each.loader.close()
+
+
+def _open_eyes(
+    view: View, config: Config, transform: Transform, loaders: dict[str, str], machine: Machine
+) -> Eyes:
+    loader = open_loader(loaders[view.split.name], config.engine, view, machine)
+    order = order_of(config.order, view)
+    return Eyes(loader, transform, len(view.labels), order, config.engine.eval_batch)
+
+
+def _say_what_runs(state: RunState, eyes: Eyes, samples: int) -> None:
+    machine = state.machine
+    if machine.main:
+        where = machine.describe()
+        say(
+            f"{where['gpu'] or 'CPU'}, {machine.precision}, {machine.world} rank(s), {machine.threads} threads, "
+            f"loader {type(eyes.loader).__name__}, {samples} training images, {state.classes} classes"
+        )
 
 
 def _identity(config: Config, data: Dataset, train: View) -> dict[str, str]:
@@ -106,7 +150,7 @@ def _refuse_others(folder: RunFolder, identity: dict[str, str]) -> None:
     """Raise `DataError` where the data or labels are not those that the run began with."""
     before = read_json(folder.manifest)["identity"]
     for name, value in identity.items():
-        if before.get(name) != value:
+        if name != "config" and before.get(name) != value:
             raise DataError(
                 f"the {name} of this run folder changed since the run began",
                 where=str(folder.path),

@@ -56,7 +56,7 @@ def sources(config: Any, prefix: str = "") -> dict[str, str]:
 
 
 def walk(config: Any, prefix: str = "", source: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted name, value, source) of every field; those of a nested class have its field's source where theirs is none."""
+    """(dotted name, value, source) of every field; a field of a nested class may take its source from above."""
     for item in dataclasses.fields(config):
         value, name = getattr(config, item.name), f"{prefix}{item.name}"
         found = item.metadata.get("source") or source

@@ -154,7 +154,9 @@ class Walk:
     batch_size: int = 0  # over all ranks; 0 = the stage's
 
 
-Round = tuple[Walk, ...]  # walked side by side: as many steps as the first has, the others start again where they end
+Round = tuple[
+    Walk, ...
+]  # walked side by side: as many steps as the first has, the others start again where they end
 
 
 class Objective:
@@ -165,11 +167,19 @@ class Objective:
     that decides, `labelled` (N,) bool and `posterior` (N,) float64. `loss` is tensor code without host synchronisation.
     """
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns of looks that `refresh` and `rounds` use; a look that nobody reads is refused. Default: none."""
+        return ()
+
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Add the columns that the stage needs; epoch 0 of the pass keys its draws. Default: none."""
 
     def rounds(self, store: LabelStore, epoch_pass: Pass) -> tuple[Round, ...]:
-        """What an epoch walks over, round after round; at most `WALKS` walks. Default: all samples once."""
+        """What an epoch walks over, round after round; at most `WALKS` walks. Default: all samples once.
+
+        A run that goes on within an epoch asks again: it depends on columns that steps do not write.
+        """
         return ((Walk(np.arange(store.samples)),),)
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
@@ -224,7 +234,9 @@ class Stage:
     start: Literal["fresh", "previous"] = "fresh"  # weights: newly initialised, or the previous stage's
     looks: tuple[Look, ...] = ()
     detector: Detector | None = None  # looks for wrong labels after the last epoch (or each: --track every)
-    decides: bool = True  # that split decides which samples are labelled from then on; else it is for the report
+    decides: bool = (
+        True  # that split decides which samples are labelled from then on; else it is for the report
+    )
 
 
 def walk_view(walk: int, repeat: int) -> int:

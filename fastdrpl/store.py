@@ -28,6 +28,10 @@ class LabelStore:
     def __getitem__(self, name: str) -> Tensor:
         return self._columns[name]
 
+    def get(self, name: str) -> Tensor | None:
+        """A column, or None."""
+        return self._columns.get(name)
+
     def put(self, name: str, values: Tensor) -> None:
         """Add or replace a whole column, the same on every rank: (N, ...). The values are copied."""
         if len(values) != self.samples:

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     look = 12  # passes that only look, other than those above
     complement = 13  # complementary labels
     halves = 14  # division of the samples into halves
+    export = 15  # predictions of the final network for every sample
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ class Method:
 
     def settings_for(self, recipe: str) -> Any:
         """The settings with what a recipe changes."""
-        changed = {name: value for found in self.changes.get(recipe, {}).values() for name, value in found.items()}
+        changed = {
+            name: value for found in self.changes.get(recipe, {}).values() for name, value in found.items()
+        }
         return self.settings(**changed)
 
     def sources_for(self, recipe: str) -> dict[str, str]:
@@ -76,12 +78,6 @@ def load_method(name: str) -> Method:
             fix=f"one of {', '.join(METHODS)}, or the path of a .py file",
         )
     return _read(importlib.import_module(f"fastdrpl.methods.{name}"), name, name, "")
-
-
-def stages_of(config: Config) -> tuple[Stage, ...]:
-    """The stages that a configuration asks for."""
-    method = load_method(config.method)
-    return method.stages(getattr(config, method.section), config)
 
 
 def _read(module: ModuleType, name: str, section: str, digest: str) -> Method:
@@ -135,9 +131,17 @@ def _from_file(path: Path) -> Method:
     return _read(module, str(path.resolve()), section, hashlib.sha256(content).hexdigest())
 
 
+def where_in(method: Method, error: Exception) -> str:
+    """An error with the line of the method's file where it arose, if it arose there."""
+    return _place(error, Path(method.name))
+
+
 def _place(error: Exception, path: Path) -> str:
-    """The error with the line of the user's file where it arose."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
     return f"line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}"

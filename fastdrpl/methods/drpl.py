@@ -144,9 +144,7 @@ def stages(drpl: Settings, config: Config) -> tuple[Stage, ...]:
     return tuple(result)
 
 
-GUESS = Look(
-    into="prediction", read="probability", augmented=True, purpose=Purpose.label_guess, before=True
-)
+GUESS = Look(into="prediction", read="probability", augmented=True, purpose=Purpose.label_guess, before=True)
 
 
 @dataclass(frozen=True)
@@ -192,6 +190,11 @@ class SemiSupervised(Objective):
     regulariser: Regulariser
     drpl: Settings
     only_labelled: bool = False  # a warm-up walks over nothing else
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Where it continues a warm-up, a guess before the first epoch gives the first targets."""
+        return ("prediction",)
 
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Labelled samples: their label, for ever. The others: a random class each, or uniform."""

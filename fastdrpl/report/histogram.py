@@ -12,16 +12,13 @@ from fastdrpl.labels import Labels
 _BINS = 80
 
 
-def draw_histogram(
-    path: Path, losses: np.ndarray, detection: Detection, labels: Labels, *, title: str, gamma: float
-) -> None:
-    """Write a PNG: losses (N,) in two colours where the truth is known, the two beta components, the threshold."""
+def draw_histogram(path: Path, found: Detection, labels: Labels, *, title: str) -> None:
+    """Write a PNG: the doubt (N,) in two colours where the truth is known, the fitted densities, the threshold."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from scipy.stats import beta
 
-    fit = detection.fit
-    finite = np.where(np.isfinite(losses), losses, np.max(losses[np.isfinite(losses)], initial=0.0))
+    doubt = found.doubt
+    finite = np.where(np.isfinite(doubt), doubt, np.max(doubt[np.isfinite(doubt)], initial=0.0))
     edges = np.linspace(finite.min(), max(finite.max(), finite.min() + 1e-6), _BINS + 1)
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -33,23 +30,13 @@ def draw_histogram(
     for name, values, colour in groups:
         if len(values):
             axes.hist(values, edges.tolist(), color=colour, alpha=0.45, label=f"{name} ({len(values):,})")
-    span = fit.high - fit.low
-    if span > 0 and not detection.fit.warnings:
-        u = np.linspace(1e-3, 1 - 1e-3, 400)
-        counted = len(finite) * (edges[1] - edges[0]) / span
-        for k, style in ((0, "-"), (1, "--")):
-            density = fit.weight[k] * beta.pdf(u, fit.alpha[k], fit.beta[k]) * counted
-            axes.plot(
-                fit.low + u * span,
-                density,
-                style,
-                color="black",
-                lw=1.2,
-                label=("clean", "noisy")[k] + " component",
-            )
-    kept = losses[detection.labelled]
-    if len(kept) < len(losses):
-        axes.axvline(kept.max(initial=0.0), color="tab:green", lw=1.2, label=f"posterior {gamma:g}")
+    for curve, style in zip(found.evidence.curves(), ("-", "--", ":", "-."), strict=False):
+        counted = curve.density * len(finite) * (edges[1] - edges[0])
+        axes.plot(curve.x, counted, style, color="black", lw=1.2, label=curve.name)
+    kept = doubt[found.labelled]
+    if len(kept) < len(doubt):
+        at = "kept up to here" if found.threshold is None else f"posterior {found.threshold:g}"
+        axes.axvline(kept.max(initial=0.0), color="tab:green", lw=1.2, label=at)
     axes.set(title=title, xlabel="loss", ylabel="samples", yscale="symlog")
     axes.legend(fontsize=8)
     file = io.BytesIO()

@@ -1,0 +1,84 @@
+"""The end of a stage that detects: from the columns it looked at to the split that the next one trains on."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastdrpl.console import warn
+from fastdrpl.detection import Detection, guard
+from fastdrpl.detection_metrics import detection_metrics
+from fastdrpl.errors import CollapseError, NonFiniteError
+from fastdrpl.evidence import keep_evidence, name_warnings
+from fastdrpl.labels import Labels
+from fastdrpl.looks import loss_column
+from fastdrpl.stages import Stage
+from fastdrpl.state import RunState
+
+
+def judge(state: RunState, stage: Stage, labels: Labels, epoch: int, *, keep: bool) -> dict[str, Any]:
+    """The split that a stage's statistics give after an epoch: its figures, as metrics.
+
+    `keep` puts it into store, record and folder. Raises `CollapseError` where the next stages depend
+    on a split that leaves next to no labels: its evidence is kept all the same.
+    """
+    if stage.detector is None:
+        raise ValueError(f"the stage {stage.name!r} has no detector")
+    store, classes = state.store, len(labels.class_names)
+    statistics = [store[name] for name in stage.detector.reads]
+    for values in statistics:
+        _refuse_nan(values)
+    found = stage.detector(statistics, labels.given, classes)
+    try:
+        judged = guard(found, labels.given, classes, state.config.detect)
+    except CollapseError as error:
+        if keep:
+            _keep_files(state, stage, found, labels)
+        if keep and stage.decides:
+            error.adjustable = (*stage.detector.adjustable, *ADJUSTABLE)
+            raise
+        if state.machine.main:  # nothing depends on this one
+            warn(f"{stage.name}, epoch {epoch}: almost nothing counts as clean{_at(found)}")
+        return {}
+    figures = dict(detection_metrics(judged.labelled, judged.doubt, labels.is_noisy))
+    if keep:
+        record = state.records[-1]
+        if stage.decides:
+            store.put("labelled", torch.from_numpy(np.ascontiguousarray(judged.labelled)))
+            store.put("posterior", torch.from_numpy(np.ascontiguousarray(judged.p_noisy)))
+        store.drop(*(look.into for look in stage.looks if not look.keep))
+        record.detection = figures
+        record.warnings += name_warnings(judged, labels)
+        _keep_files(state, stage, judged, labels)
+        if state.machine.main:
+            for warning in record.warnings:
+                warn(f"{stage.name}: {warning}")
+    return {f"detection_{name}": value for name, value in figures.items()}
+
+
+# What a run that has collapsed may go on with another value of, beside the detector's own thresholds.
+ADJUSTABLE = ("detect.posterior", "detect.rescue", "detect.collapse", "detect.collapse_share")
+
+
+def _keep_files(state: RunState, stage: Stage, found: Detection, labels: Labels) -> None:
+    if not state.machine.main:
+        return
+    losses = state.store.get(loss_column(stage.name))
+    figures = dict(detection_metrics(found.labelled, found.doubt, labels.is_noisy))
+    keep_evidence(state.folder.stage(stage.name), stage.name, found, figures, losses, labels)
+
+
+def _at(found: Detection) -> str:
+    return "" if found.threshold is None else f" at gamma {found.threshold:g}"
+
+
+def _refuse_nan(values: torch.Tensor) -> None:
+    """Raise `NonFiniteError` for statistics that detection cannot use; infinite ones count as the largest."""
+    bad = torch.isnan(values).reshape(len(values), -1).any(1)
+    if bool(bad.any()) or not bool(torch.isfinite(values).any()):
+        samples = bad.nonzero()[:10, 0].tolist()
+        raise NonFiniteError(
+            f"the losses of {int(bad.sum())} samples are no numbers, so no label can be judged",
+            where=f"sample ids {samples}",
+            fix="look at these images, or start another --run with a lower --optimiser.lr",
+        )

@@ -1,0 +1,87 @@
+"""What a finished run leaves: the network, the table of labels, result.json."""
+
+from typing import Any
+
+import numpy as np
+
+from fastdrpl.export import write_export
+from fastdrpl.eyes import Eyes, probabilities
+from fastdrpl.files import write_json
+from fastdrpl.folder import fingerprint_of
+from fastdrpl.loaders.dataset import Dataset
+from fastdrpl.loaders.order import Purpose
+from fastdrpl.looks import loss_column
+from fastdrpl.methods import load_method
+from fastdrpl.records import StageRecord
+from fastdrpl.report.table import build_table, write_table
+from fastdrpl.state import RunState
+from fastdrpl.view import View
+
+RESULT_VERSION = 1
+
+
+def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes) -> dict[str, Any]:
+    """Write export/, labels.parquet and result.json (last: its presence says that the run is finished)."""
+    predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
+    labels, store = train.labels, state.store
+    labelled = store["labelled"].cpu().numpy()
+    losses = {
+        stage.name: store[loss_column(stage.name)].float().cpu().numpy()
+        for stage in state.plan
+        if loss_column(stage.name) in store
+    }
+    result = _describe(state, data, train, test, suspects=int(np.count_nonzero(~labelled)))
+    if state.machine.main:
+        table = build_table(
+            labels,
+            data.ids("train"),
+            predicted.argmax(1).cpu().numpy(),
+            store["posterior"].double().cpu().numpy(),
+            labelled,
+            losses,
+        )
+        write_table(state.folder.labels, table)
+        write_export(state.folder.export, state, data, train, eyes.transform)
+        write_json(state.folder.result, result)
+        state.folder.progress.unlink(missing_ok=True)
+    state.machine.wait()
+    return result
+
+
+def _describe(
+    state: RunState, data: Dataset, train: View, test: View | None, *, suspects: int
+) -> dict[str, Any]:
+    noisy, known = train.labels.is_noisy
+    scaled = {} if state.config.epochs_scale == 1 else {"epochs_scale": state.config.epochs_scale}
+    return {
+        "schema": RESULT_VERSION,
+        "recipe": state.config.recipe,
+        "method": load_method(state.config.method).section,
+        "seed": state.config.seed,
+        **scaled,
+        "samples": len(train.labels),
+        "classes": state.classes,
+        "suspects": suspects,
+        "noise_rate": float(noisy[known].mean()) if known.any() else None,
+        "accuracy": _accuracy(state.records[-1]),
+        "test_may_be_wrong": data.test_may_be_wrong if test is not None else None,
+        "stages": [_stage(record) for record in state.records],
+        "machine": state.machine.describe(),
+        "identity": {**state.identity, "config": fingerprint_of(state.config)},
+    }
+
+
+def _stage(record: StageRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "epochs": record.epochs,
+        "seconds": record.seconds,
+        "images_per_second": record.images / record.seconds,
+        "accuracy": _accuracy(record),
+        "detection": record.detection,
+        "warnings": record.warnings,
+    }
+
+
+def _accuracy(record: StageRecord) -> dict[str, float | None]:
+    return {"best": record.best, "last": record.last}

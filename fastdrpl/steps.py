@@ -1,0 +1,138 @@
+"""One step of training: inputs at fixed places, and a body that computes on them.
+
+`StepInputs` holds everything that changes from step to step as device tensors that stay where they are and are filled
+by copies; `body` is the same Python whether it runs as it is, compiled or captured: it allocates nothing that lasts,
+rebinds nothing and asks the host for nothing.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdrpl.kernels.loss_head import Share
+from fastdrpl.learners import Learners
+from fastdrpl.loaders.batch import Batch
+from fastdrpl.loaders.order import Pass
+from fastdrpl.pixels import Augmented, Transform, words_of
+from fastdrpl.stages import Minibatch, Objective, Outcome, Step
+from fastdrpl.store import LabelStore
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the batch of one walk is put: views of the first b rows are what a step sees."""
+
+    rows: Tensor  # (largest batch,) int64
+    index: Tensor  # (largest batch,) int64
+    words: Tensor  # (5,) int64: the key words of the pass
+
+
+class StepInputs:
+    """What changes from step to step and from epoch to epoch, on the device."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.epoch = torch.zeros((), dtype=torch.int64, device=device)
+        self.slots: list[Slot] = []
+        self.draws: Any = None
+
+    def begin_epoch(self, epoch: int, walks: int, batch: int, draws: Any) -> None:
+        """Room for the walks of an epoch, its number and its random numbers."""
+        self.epoch.fill_(epoch)
+        if len(self.slots) < walks or len(self.slots[0].rows) < batch:
+            self.slots = [
+                Slot(*(torch.zeros(n, dtype=torch.int64, device=self.device) for n in (batch, batch, 5)))
+                for _ in range(walks)
+            ]
+        self._place_draws(draws)
+
+    def _place_draws(self, draws: Any) -> None:
+        """Copy the tensors of an epoch's draws over those of the last, if they have the same shapes."""
+        if draws is not None and not _alike(self.draws, draws):
+            self.draws = draws
+        elif draws is not None:
+            for item in dataclasses.fields(draws):
+                value = getattr(draws, item.name)
+                if isinstance(value, Tensor):
+                    getattr(self.draws, item.name).copy_(value)
+        else:
+            self.draws = None
+
+    def put(self, walk: int, batch: Batch, words: Tensor) -> Batch:
+        """The batch of a walk, its rows and index moved into the slot."""
+        slot, b = self.slots[walk], len(batch.index)
+        rows, index = slot.rows[:b], slot.index[:b]
+        rows.copy_(batch.rows)
+        index.copy_(batch.index)
+        slot.words.copy_(words)
+        return Batch(batch.pixels, rows, index)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two draws are of one kind, with tensors of the same shapes and equal other values."""
+    if type(one) is not type(other) or not dataclasses.is_dataclass(one):
+        return False
+    for item in dataclasses.fields(one):
+        a, b = getattr(one, item.name), getattr(other, item.name)
+        if isinstance(a, Tensor) != isinstance(b, Tensor):
+            return False
+        if isinstance(a, Tensor) and (a.shape != b.shape or a.dtype != b.dtype):
+            return False
+        if not isinstance(a, Tensor) and a != b:
+            return False
+    return True
+
+
+def body(
+    learners: Learners,
+    objective: Objective,
+    store: LabelStore,
+    transform: Transform,
+    inputs: StepInputs,
+    batches: tuple[Batch, ...],
+    shares: tuple[Share, ...],
+    round_number: int,
+) -> None:
+    """Loss, gradients, update, what the objective wants written, meter."""
+    step = Step(
+        networks=learners.trainees,
+        batches=tuple(
+            Minibatch(Augmented(transform, batch, inputs.slots[walk].words), batch.index, share)
+            for walk, (batch, share) in enumerate(zip(batches, shares, strict=True))
+        ),
+        store=store,
+        number=inputs.number,
+        epoch=inputs.epoch,
+        draws=inputs.draws,
+        round=round_number,
+    )
+    outcome = objective.loss(step)
+    loss = total_loss(outcome)
+    *rows, refused = learners.step(loss, step.index, outcome.learnt)
+    for write in outcome.writes:
+        store.write(write.column, write.index, write.values, unless=learners.meter.bad)
+    for item, values in zip(outcome.learnt, rows, strict=True):
+        store.write(item.column, item.index, values, unless=refused)
+    learners.meter.note(loss, outcome.predicted == outcome.wanted, step.share)
+
+
+def total_loss(outcome: Outcome) -> Tensor:
+    """The sum of the networks' losses: each network's gradient is that of its own."""
+    if isinstance(outcome.loss, Tensor):
+        return outcome.loss
+    losses = [loss for loss in outcome.loss if loss is not None]
+    if not losses:
+        raise ValueError("no network learns in this step: want a loss for at least one")
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
+
+
+def words_for(pass_: Pass, device: torch.device) -> Tensor:
+    """The key words of a pass on the device: (5,) int64."""
+    return words_of(pass_.stream).to(device)
