@@ -2,6 +2,7 @@
 
 import dataclasses
 import string
+import tomllib
 
 import pytest
 from hypothesis import given, settings
@@ -9,21 +10,28 @@ from hypothesis import strategies as st
 
 from fastdrpl import config_file
 from fastdrpl.cli import main, parse_training
-from fastdrpl.config import Config, OptimiserConfig, flatten
+from fastdrpl.config import OptimiserConfig
 from fastdrpl.errors import UserError
-from fastdrpl.recipes import RECIPES, describe, recipe_named
+from fastdrpl.methods import METHODS
+from fastdrpl.recipes import RECIPES, describe, describe_method, recipe_named
+from fastdrpl.settings import flatten
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_survives_toml(name):
-    config = recipe_named(name).config
-    assert config_file.loads(config_file.dumps(config)) == config
+def test_every_recipe_survives_toml(name, method):
+    config = recipe_named(name).config_for(method)
+    table = tomllib.loads(config_file.dumps(config))
+    assert table["method"] == method
+    bare = recipe_named("webvision").config_for(method)
+    assert config_file.overlay_run(bare, table, where="x") == config
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_number_of_a_recipe_has_a_source(name):
     recipe = recipe_named(name)
-    without = [field for field, _, source in describe(recipe) if not source]
+    rows = [*describe(recipe), *(row for method in METHODS for row in describe_method(recipe, method))]
+    without = [field for field, _, source in rows if not source]
     # Fields that pick files or images; they have no number from anywhere.
     assert set(without) <= {
         "limit",
@@ -42,7 +50,7 @@ def test_flag_beats_file_beats_recipe(tmp_path):
     config = parse_training(["digits", "--config", str(file), "--seed", "9", "--drpl.semi2.epochs", "30"])
     assert (config.seed, config.batch_size, config.noise.ratio) == (9, 32, 0.3)
     assert config.noise.kind == "uniform"  # the recipe's, though the file has a [noise] table
-    digits = recipe_named("digits").config
+    digits = recipe_named("digits").config_for("drpl")
     assert config.drpl.semi1.milestones == digits.drpl.semi1.milestones
     assert (config.drpl.semi1.epochs, config.drpl.semi2.epochs) == (14, 30)
     assert config.drpl.semi2.milestones == digits.drpl.semi2.milestones
@@ -70,6 +78,9 @@ def test_the_config_of_a_run_runs_it_again(tmp_path):
         (["train", "digits", "--drpl.gamma1", "2"], "--drpl.gamma1 is 2"),
         (["train", "digits", "--drpl.semi1.milestones", "9", "3"], "rising order"),
         (["train", "digits", "--drpl.given_epochs", "99"], "nothing would be relabelled"),
+        (["train", "digits", "--method", "dprl"], "did you mean 'drpl'"),
+        (["train", "digits", "--ce.gamma", "0.3"], "a setting of the method 'ce'"),
+        (["train", "digits", "--drpl.posterior", "lookup"], "called --detect.posterior"),
         (["train", "cifar10"], "needs a prepared dataset"),
         (["train", "digits", "--config", "absent.toml"], "absent.toml"),
         (["status", "nowhere"], "not a run folder"),
@@ -128,7 +139,8 @@ def nested(flat):
     return table
 
 
-_NAMES = sorted(flatten(Config()))
+_CONFIG = recipe_named("digits").config_for("drpl")
+_NAMES = sorted(flatten(_CONFIG))
 _VALUES = st.one_of(
     st.integers(-(2**70), 2**70),
     st.floats(),
@@ -142,7 +154,7 @@ _VALUES = st.one_of(
 @given(st.dictionaries(st.sampled_from(_NAMES), _VALUES, max_size=4))
 def test_any_table_is_a_valid_plan_or_a_named_error(flat):
     try:
-        config = config_file.overlay(recipe_named("digits").config, nested(flat), where="x")
+        config = config_file.overlay(_CONFIG, nested(flat), where="x")
     except UserError:
         return
     for name, value in flat.items():
@@ -162,15 +174,16 @@ def test_a_letter_too_many_finds_the_name_again(key, data):
     if dotted in _NAMES:
         return
     with pytest.raises(UserError) as caught:
-        config_file.overlay(Config(), nested({dotted: 1}), where="x")
+        config_file.overlay(_CONFIG, nested({dotted: 1}), where="x")
     assert "did you mean" in str(caught.value)
 
 
 def test_changing_any_number_changes_the_fingerprint():
     from fastdrpl.folder import fingerprint_of
 
-    base = Config()
-    assert fingerprint_of(base) == fingerprint_of(Config())
+    base = recipe_named("cifar10").config_for("drpl")
+    assert fingerprint_of(base) == fingerprint_of(recipe_named("cifar10").config_for("drpl"))
+    assert fingerprint_of(base) != fingerprint_of(recipe_named("cifar10").config_for("ce"))
     changed = dataclasses.replace(base, optimiser=OptimiserConfig(lr=0.05))
     assert fingerprint_of(changed) != fingerprint_of(base)
     assert fingerprint_of(dataclasses.replace(base, limit=5)) != fingerprint_of(base)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from fastdrpl.detection import detect, detection_metrics, draw_text_histogram
+from fastdrpl.detection import draw_text_histogram
+from fastdrpl.detection_metrics import detection_metrics
+from fastdrpl.detectors.beta_mixture import detect
 from fastdrpl.errors import CollapseError
 from fastdrpl.labels import NoisyLabels
 
@@ -65,7 +67,7 @@ def test_larger_gamma_labels_a_superset(seed, compat):
 def test_probability_comes_from_the_second_losses():
     fit, score, labels, noisy = make_set(1)
     detection = detect(fit, score, labels, CLASSES, 0.5)
-    np.testing.assert_array_equal(detection.p_noisy, detection.fit.posterior(score))
+    np.testing.assert_array_equal(detection.p_noisy, detection.evidence.fit.posterior(score))
     assert not np.array_equal(detection.p_noisy, detection.fit.posterior(fit))
     assert (detection.labelled == ~noisy).mean() > 0.94
     assert detection.warnings == ()
@@ -124,7 +126,8 @@ def test_collapse_shows_the_losses():
     assert caught.value.exit_code == 5
     assert "only 0 of 2000 samples" in str(caught.value)
     assert str(caught.value).count("#") > 40
-    assert "a larger gamma" in str(caught.value)
+    assert "with another threshold goes on from here" in str(caught.value)
+    assert "Other thresholds would keep 0 at 0.05" in str(caught.value)
 
 
 def test_as_many_labelled_samples_as_classes_is_no_collapse():

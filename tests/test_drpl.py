@@ -5,17 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from ready_images import ReadyImages
+from toy_steps import step_of as toy_step_of
 
-from fastdrpl.config import Config, DRPLConfig, Schedule
+from fastdrpl.kernels.loss_head import Regulariser
 from fastdrpl.kernels.mixup import mix, partners
 from fastdrpl.kernels.pseudo_label import redraw_uniform, ring_mean, ring_write
 from fastdrpl.loaders.order import Pass, Purpose
-from fastdrpl.losses import Regulariser, Share
-from fastdrpl.methods import METHODS, stages_of
-from fastdrpl.methods.drpl import Relabel, SemiSupervised
-from fastdrpl.recipes import recipe_named
-from fastdrpl.stages import Draws, Step, learning_rate, one_hot
+from fastdrpl.methods import METHODS
+from fastdrpl.methods.drpl import Relabel, SemiSupervised, Settings
+from fastdrpl.mixing import Mixing, one_hot
+from fastdrpl.plan import plan_of
+from fastdrpl.recipes import RECIPES, recipe_named
+from fastdrpl.settings import Schedule, scale_epoch
+from fastdrpl.stages import learning_rate
 from fastdrpl.store import LabelStore
 
 N, C = 40, 5
@@ -41,9 +43,19 @@ def random_predictions(epoch):
 
 
 def step_of(store, network, inputs, index, draws=None, number=0):
-    return Step(
-        network, network, ReadyImages(inputs), index, store, Share(len(index)), torch.tensor(number), draws
-    )
+    return toy_step_of(store, network, inputs, index, draws=draws, number=number)
+
+
+def refresh(store, objective, refresh_pass):
+    store.sync()
+    objective.refresh(store, refresh_pass)
+
+
+def write(store, outcome):
+    """What the step asked for, as the engine does it."""
+    for item in outcome.writes:
+        store.write(item.column, item.index, item.values)
+    return outcome
 
 
 @pytest.mark.parametrize("given_epochs", [3, 12])
@@ -61,7 +73,7 @@ def test_relabel_targets_are_given_up_to_q_and_then_the_mean_of_the_last_ten(giv
         history.append(prediction.numpy())
         index = torch.randperm(N)
         store.write("prediction", index, prediction[index])
-        store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e)))
+        refresh(store, objective, pass_(epoch))
     assert torch.equal(store["given"], given)
 
 
@@ -72,8 +84,9 @@ def test_relabel_stores_the_prediction_of_the_one_forward_pass():
     index = torch.tensor([3, 9, 30])
     logits = torch.randn(3, C, requires_grad=True)
     calls = []
-    outcome = objective.loss(
-        step_of(store, lambda x: calls.append(x) or logits, torch.zeros(3, 3, 4, 4), index)
+    outcome = write(
+        store,
+        objective.loss(step_of(store, lambda x: calls.append(x) or logits, torch.zeros(3, 3, 4, 4), index)),
     )
     assert len(calls) == 1
     assert torch.allclose(store["prediction"][index], torch.softmax(logits.detach(), 1))
@@ -89,7 +102,7 @@ def test_relabel_stores_the_prediction_of_the_one_forward_pass():
 def test_semi_supervised_starts_with_labels_where_kept(start):
     labelled = torch.arange(N) % 3 == 0
     store = new_store(labelled)
-    SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig(start_targets=start)).begin(store, C, pass_(0, 2))
+    SemiSupervised(Regulariser(0.8, 0.4), Settings(start_targets=start)).begin(store, C, pass_(0, 2))
     target = store["target"]
     assert torch.equal(target[labelled], one_hot(store["given"], C)[labelled])
     rest = target[~labelled]
@@ -104,14 +117,14 @@ def test_semi_supervised_starts_with_labels_where_kept(start):
 def test_a_fresh_share_of_the_unlabelled_becomes_uniform_each_epoch(redraw):
     labelled = torch.arange(N) % 3 == 0
     store = new_store(labelled)
-    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig(redraw=redraw))
+    objective = SemiSupervised(Regulariser(0.8, 0.4), Settings(redraw=redraw))
     objective.begin(store, C, pass_(0, 2))
     count = int(np.floor(np.round(redraw * int((~labelled).sum()), 6)))
     drawn_before = set()
     for epoch in range(1, 6):
         prediction = random_predictions(epoch)
         store.put("prediction", prediction)
-        store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e, 2)))
+        refresh(store, objective, pass_(epoch, 2))
         target = store["target"]
         assert torch.equal(target[labelled], one_hot(store["given"], C)[labelled])
         uniform = (target == 1 / C).all(1)
@@ -128,11 +141,11 @@ def test_a_fresh_share_of_the_unlabelled_becomes_uniform_each_epoch(redraw):
 def test_semi_targets_mean_averages_epochs():
     labelled = torch.zeros(N, dtype=torch.bool)
     store = new_store(labelled)
-    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig(redraw=0.0, semi_targets="mean", average=3))
+    objective = SemiSupervised(Regulariser(0.8, 0.4), Settings(redraw=0.0, semi_targets="mean", average=3))
     objective.begin(store, C, pass_(0, 2))
     for epoch in range(1, 6):
         store.put("prediction", random_predictions(epoch))
-        store.commit(lambda s, e=epoch: objective.refresh(s, pass_(e, 2)))
+        refresh(store, objective, pass_(epoch, 2))
     expected = sum(random_predictions(e) for e in (3, 4, 5)) / 3
     assert torch.allclose(store["target"], expected, atol=1e-6)
 
@@ -143,8 +156,10 @@ def test_the_ring_may_be_kept_in_half_precision(semi_targets):
     labelled = torch.zeros(N, dtype=torch.bool)
     targets = []
     for ring in ("fp32", "fp16"):
-        config = DRPLConfig(ring=ring, given_epochs=2, redraw=0.0, semi_targets=semi_targets)
-        relabel = stages_of(dataclasses.replace(Config(), drpl=config))[0].objective
+        config = Settings(ring=ring, given_epochs=2, redraw=0.0, semi_targets=semi_targets)
+        relabel = plan_of(dataclasses.replace(recipe_named("cifar100").config_for("drpl"), drpl=config))[
+            0
+        ].objective
         objectives = [relabel, SemiSupervised(Regulariser(0.8, 0.4), config)]
         for objective in objectives if semi_targets == "mean" else objectives[:1]:
             store = new_store(labelled)
@@ -152,7 +167,7 @@ def test_the_ring_may_be_kept_in_half_precision(semi_targets):
             assert store["ring"].dtype == {"fp32": torch.float32, "fp16": torch.float16}[ring]
             for epoch in range(1, 13):
                 store.put("prediction", random_predictions(epoch))
-                store.commit(lambda s, e=epoch, o=objective: o.refresh(s, pass_(e, 2)))
+                refresh(store, objective, pass_(epoch, 2))
             assert store["target"].dtype == torch.float32
             targets.append(store["target"])
     full, half = torch.stack(targets).chunk(2)
@@ -164,32 +179,32 @@ def test_refreshed_targets_stay_where_they_are():
     store = new_store(torch.arange(N) % 2 == 0)
     for objective in (
         Relabel(Regulariser(0.8, 0.4), 1, 3),
-        SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig()),
+        SemiSupervised(Regulariser(0.8, 0.4), Settings()),
     ):
         objective.begin(store, C, pass_(0, 2))
         place, before = store["target"].data_ptr(), store["target"].clone()
         store.put("prediction", random_predictions(1))
-        store.commit(lambda s, o=objective: o.refresh(s, pass_(1, 2)))
+        refresh(store, objective, pass_(1, 2))
         assert store["target"].data_ptr() == place
         assert not torch.equal(store["target"], before)
 
 
 def mixed_step(coefficient):
     store = new_store(torch.ones(N, dtype=torch.bool))
-    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig())
+    objective = SemiSupervised(Regulariser(0.8, 0.4), Settings())
     objective.begin(store, C, pass_(0, 2))
     index = torch.tensor([5, 8, 2, 31, 20, 11])
     torch.manual_seed(4)
     inputs, weight = torch.randn(6, 3, 4, 4), torch.randn(C, 48)
     draws = objective.draw(store, pass_(1, 2), 3)
-    draws = Draws(torch.full_like(draws.coefficient, coefficient), draws.keys)
+    draws = Mixing(torch.full_like(draws.coefficient, coefficient), draws.keys)
     seen = []
 
     def network(x):
         seen.append(x)
         return x.flatten(1) @ weight.T
 
-    outcome = objective.loss(step_of(store, network, inputs, index, draws))
+    outcome = write(store, objective.loss(step_of(store, network, inputs, index, draws)))
     order = np.argsort(draws.keys[index].numpy(), kind="stable")
     return store, index, inputs, weight, outcome, seen, order
 
@@ -214,7 +229,7 @@ def test_mixed_loss_is_the_paper_s_two_cross_entropies(coefficient):
 
 def test_draws_are_a_function_of_the_pass():
     store = new_store(torch.zeros(N, dtype=torch.bool))
-    objective = SemiSupervised(Regulariser(0.8, 0.4), DRPLConfig())
+    objective = SemiSupervised(Regulariser(0.8, 0.4), Settings())
     first, again = (objective.draw(store, pass_(3, 2), 500) for _ in range(2))
     assert torch.equal(first.coefficient, again.coefficient)
     assert torch.equal(first.keys, again.keys)
@@ -254,8 +269,10 @@ def test_learning_rate_has_dropped_in_the_milestone_epoch():
 
 def test_stages_of_the_paper():
     """CIFAR-10: 130 + 175 + 300 epochs; CIFAR-100: 100 + 175 + 300."""
-    ten, hundred = (stages_of(recipe_named(name).config) for name in ("cifar10", "cifar100"))
-    assert [(s.name, s.schedule.epochs, s.schedule.milestones, s.gamma, s.splits, s.start) for s in ten] == [
+    ten, hundred = (plan_of(recipe_named(name).config_for("drpl")) for name in ("cifar10", "cifar100"))
+    assert [
+        (s.name, s.schedule.epochs, s.schedule.milestones, s.detector.gamma, s.decides, s.start) for s in ten
+    ] == [
         ("relabel", 130, (75, 110), 0.1, True, "fresh"),
         ("semi1", 175, (100, 150), 0.5, True, "fresh"),
         ("semi2", 300, (150, 225), 0.5, False, "fresh"),
@@ -267,19 +284,28 @@ def test_stages_of_the_paper():
 
 
 def test_warmup_load_continues_a_stage_on_the_labelled():
-    config = Config(drpl=DRPLConfig(warmup="load"))
-    stages = stages_of(config)
-    assert [(s.name, s.start, s.samples, s.guess) for s in stages[1:3]] == [
-        ("semi1-warmup", "fresh", "labelled", False),
-        ("semi1", "previous", "all", True),
+    config = recipe_named("cifar100").config_for("drpl")
+    stages = plan_of(dataclasses.replace(config, drpl=Settings(warmup="load")))
+    assert [
+        (s.name, s.start, s.objective.only_labelled, s.looks[0].before if s.looks else None)
+        for s in stages[1:3]
+    ] == [
+        ("semi1-warmup", "fresh", True, None),
+        ("semi1", "previous", False, True),
     ]
     assert stages[1].schedule == Schedule(epochs=10)
+    store = new_store(torch.arange(N) % 3 == 0)
+    ((walk,),) = stages[1].objective.rounds(store, pass_(1, 2))
+    assert walk.index.tolist() == list(range(0, N, 3))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_scales_with_the_schedule(method):
-    config = dataclasses.replace(Config(), method=method, epochs_scale=0.1)
-    full = stages_of(dataclasses.replace(config, epochs_scale=1.0))
-    assert [s.schedule.epochs for s in stages_of(config)] == [
-        max(1, round(s.schedule.epochs * 0.1)) for s in full
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_every_method_scales_with_the_schedule(method, recipe):
+    config = recipe_named(recipe).config_for(method)
+    full = plan_of(config)
+    scaled = plan_of(dataclasses.replace(config, epochs_scale=0.1))
+    assert [s.schedule.epochs for s in scaled] == [scale_epoch(s.schedule.epochs, 0.1) for s in full]
+    assert [s.schedule.milestones for s in scaled] == [
+        tuple(max(2, scale_epoch(m, 0.1)) for m in s.schedule.milestones) for s in full
     ]

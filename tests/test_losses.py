@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastdrpl.losses import Regulariser, Share, cross_entropy, entropy, label_loss, prior
+from fastdrpl.kernels.loss_head import Regulariser, Share, cross_entropy, entropy, label_loss, prior
 
 
 def draw(n=37, classes=10, dtype=torch.float64, scale=3.0):

@@ -13,15 +13,20 @@ import torch
 import toy
 from torch import nn
 
-from fastdrpl.config import Config, DRPLConfig, EngineConfig, Schedule
-from fastdrpl.detection import detect
-from fastdrpl.engine import Eyes, Learner, losses_to, train_epoch
+from fastdrpl.config import EngineConfig, OptimiserConfig
+from fastdrpl.detectors.beta_mixture import detect
+from fastdrpl.epochs import plan_rounds, train_epoch
+from fastdrpl.eyes import Eyes, take
+from fastdrpl.kernels.loss_head import Regulariser
+from fastdrpl.learners import Learners
 from fastdrpl.loaders.dataset import Split
-from fastdrpl.loaders.order import Order, Pass, Purpose
+from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.loaders.resident import ResidentLoader
 from fastdrpl.machine import build_machine
-from fastdrpl.methods import stages_of
+from fastdrpl.methods.drpl import Relabel
 from fastdrpl.pixels import Transform
+from fastdrpl.stages import Look
+from fastdrpl.steps import StepInputs
 from fastdrpl.store import LabelStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,37 +50,40 @@ def steps(folder: str) -> None:
     machine = build_machine(EngineConfig(device="cpu", threads=1))
     split = images(Path(folder) / str(machine.rank))
     eyes = Eyes(
-        ResidentLoader(split, np.arange(N)), Transform(8, 2, True, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)), N
+        ResidentLoader(split, np.arange(N)),
+        Transform(8, 2, True, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2)),
+        N,
+        batch_size=40,
     )
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, C))
-    config = Config(drpl=DRPLConfig(given_epochs=1, relabel=Schedule(epochs=3)))
-    learner = Learner(network, config.optimiser, machine)
-    stage = stages_of(config)[0]
+    learners = Learners([network], OptimiserConfig(), machine)
+    objective = Relabel(Regulariser(0.8, 0.4), 1, 10)
     store = LabelStore(N, machine.device, machine.total if machine.world > 1 else None)
     store.put("given", torch.as_tensor(split.label))
-    stage.objective.begin(store, C, Pass(1, 1, 0, Purpose.train))
-    seen = []
+    objective.begin(store, C, Pass(1, 1, 0, Purpose.train))
+    seen, inputs = [], StepInputs(machine.device)
     for epoch in range(1, 4):
         pass_ = Pass(1, 1, epoch, Purpose.train)
-        order = Order(np.arange(N), 32, pass_, True, machine.rank, machine.world)
-        assert len(order.batch(len(order) - 1)) == 26  # 26 images left: 13 for each of two ranks
+        rounds = plan_rounds(objective, store, eyes, pass_, 32, machine)
+        assert rounds.images_of(rounds.steps - 1) == 26  # 26 images left: 13 for each of two ranks
         train_epoch(
-            learner,
-            stage,
+            learners,
+            objective,
             store,
             eyes,
-            order,
+            rounds,
+            inputs,
             pass_,
             start_step=0,
             after_step=lambda done, images: seen.append(images),
         )
-        learner.meter.refuse_bad(machine)
-        loss = learner.meter.finish(machine)
-        store.commit(lambda s, p=pass_: stage.objective.refresh(s, p))
-    losses = losses_to(
-        learner, eyes, store["given"], Pass(1, 1, 3, Purpose.track_fit), batch_size=40, augmented=True
-    ).numpy()
+        learners.meter.refuse_bad(machine)
+        loss = learners.meter.finish(machine)
+        store.sync()
+        objective.refresh(store, pass_)
+    look = Look(into="loss", read="loss", augmented=True, purpose=Purpose.track_fit)
+    losses = take(learners, eyes, look, store["given"], Pass(1, 1, 3, Purpose.track_fit)).numpy()
     split_here = detect(losses, losses, split.label, C, 0.5)
     if machine.main:
         weights = {f"weight{k}": p.detach().numpy() for k, p in enumerate(network.parameters())}

@@ -24,16 +24,41 @@ def test_a_column_of_another_length_is_refused():
         LabelStore(10, CPU).put("loss", torch.zeros(9))
 
 
-def test_commit_refreshes_and_state_comes_back():
+def test_state_comes_back():
     store = LabelStore(4, CPU)
     store.put("loss", torch.zeros(4))
-    store.commit(lambda s: s.put("target", torch.ones(4, 2)))
+    store.put("target", torch.ones(4, 2))
+    store.put_shared("transition", torch.eye(7))
     other = LabelStore(4, CPU)
-    other.load(store.state())
+    other.load(store.state(), store.shared_state())
     assert other.state().keys() == {"loss", "target"}
     assert torch.equal(other["target"], torch.ones(4, 2))
-    other.drop("loss", "absent")
+    assert torch.equal(other.shared("transition"), torch.eye(7))
+    other.drop("loss", "absent", "transition")
     assert "loss" not in other
+    assert other.shared_state() == {}
+
+
+def test_a_column_stays_where_it_is_and_is_its_own():
+    store, values = LabelStore(4, CPU), torch.zeros(4)
+    store.put("loss", values)
+    place = store["loss"].data_ptr()
+    assert place != values.data_ptr()
+    store.put("loss", torch.ones(4))
+    store.sync()
+    assert store["loss"].data_ptr() == place
+    assert store["loss"].tolist() == [1.0] * 4
+    store.put("loss", torch.ones(4, 2))  # another shape is another column
+    assert store["loss"].shape == (4, 2)
+
+
+def test_a_write_that_must_not_be_leaves_the_rows_alone():
+    store = LabelStore(4, CPU)
+    store.put("loss", torch.arange(4.0))
+    store.write("loss", torch.tensor([1, 2]), torch.full((2,), float("nan")), unless=torch.ones(()))
+    assert store["loss"].tolist() == [0, 1, 2, 3]
+    store.write("loss", torch.tensor([1, 2]), torch.tensor([7.0, 8.0]), unless=torch.zeros(()))
+    assert store["loss"].tolist() == [0, 7, 8, 3]
 
 
 def _two_ranks() -> None:
