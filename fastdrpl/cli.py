@@ -93,14 +93,13 @@ def _train(words: list[str]) -> int:
     config = parse_training(words)
     from fastdrpl.run import run
 
-    result = run(config)
+    run(config)
     if int(os.environ.get("RANK", "0")) == 0:
         from fastdrpl.folder import run_folder
+        from fastdrpl.report.facts import read_facts
         from fastdrpl.report.summary import print_summary
-        from fastdrpl.report.table import read_table
 
-        folder = run_folder(config)
-        print_summary(folder.path, result, read_table(folder.labels))
+        print_summary(read_facts(run_folder(config).path))
     return 0
 
 

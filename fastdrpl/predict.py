@@ -13,11 +13,10 @@ from torch import nn
 
 from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
-from fastdrpl.export import read_export
 from fastdrpl.files import explain_write_error
-from fastdrpl.folder import RunFolder
 from fastdrpl.kernels.augment import centre
 from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
+from fastdrpl.opening import open_run
 from fastdrpl.report.table import printable
 
 _BATCH = 64
@@ -41,7 +40,8 @@ def predict(config: PredictConfig) -> int:
     Raises `UserError` if the run is not finished or there are no images, `DataError` for a damaged export or if
     no image can be read.
     """
-    network, description = load_network(config.run)
+    run = open_run(config.run)
+    network, description = run.network, run.description
     files = find_images(config.path)
     if config.out is None:
         return _write(sys.stdout, network, description, files)
@@ -52,16 +52,6 @@ def predict(config: PredictConfig) -> int:
         raise explain_write_error(error, config.out.absolute()) from error
     say(f"{len(files) - unreadable} images labelled, {unreadable} unreadable: {config.out}")
     return unreadable
-
-
-def load_network(run: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The final network of a run, ready to use, and what model.json says of it."""
-    folder = RunFolder(run)
-    if not folder.result.exists():
-        raise UserError(
-            "the run is not finished: there is no network yet", where=str(run), fix="fastdrpl status RUN"
-        )
-    return read_export(folder.export)
 
 
 def find_images(path: Path) -> list[Path]:

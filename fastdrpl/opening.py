@@ -1,0 +1,55 @@
+"""A finished run, opened for use: its network, data and labels, without what it takes to train."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastdrpl.errors import DataError, UserError
+from fastdrpl.export import read_export
+from fastdrpl.files import read_json
+from fastdrpl.folder import RunFolder
+from fastdrpl.labels import Labels, load_labels
+from fastdrpl.loaders.dataset import Dataset, open_dataset
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """The network in evaluation mode, and what model.json says of it; data and labels are read when asked for."""
+
+    folder: RunFolder
+    network: nn.Module
+    description: dict[str, Any]
+    moved: Path | None = None  # where the data lie now
+
+    @functools.cached_property
+    def labels(self) -> Labels:
+        """What the run was told, with the truth where it is known."""
+        return load_labels(self.folder.noise)
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """The prepared data set. Raises `DataError` where it is not there, or is not the one that the run had."""
+        manifest = read_json(self.folder.manifest)
+        place = self.moved if self.moved is not None else Path(manifest["data"])
+        data = open_dataset(place)
+        if data.fingerprint != manifest["identity"]["data"]:
+            raise DataError(
+                "these are not the images that the run was trained on",
+                where=str(place),
+                fix="say where they are now with --data",
+            )
+        return data
+
+
+def open_run(path: Path, *, data: Path | None = None) -> OpenRun:
+    """A finished run. Raises `UserError` if it is not finished, `DataError` for a damaged export."""
+    folder = RunFolder(path)
+    if not folder.result.exists():
+        raise UserError(
+            "the run is not finished: there is no network yet", where=str(path), fix="fastdrpl status RUN"
+        )
+    network, description = read_export(folder.export)
+    return OpenRun(folder, network, description, data)

@@ -1,0 +1,128 @@
+"""What a finished run found, as frozen values: the console summary, tables and figures only render them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+
+from fastdrpl.errors import UserError
+from fastdrpl.files import read_json
+from fastdrpl.folder import RunFolder
+from fastdrpl.report.table import read_table
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage; accuracies and rates are fractions, None where they are not known."""
+
+    name: str
+    epochs: int
+    seconds: float
+    best: float | None
+    last: float | None
+    detection: Mapping[str, Any]  # labelled, unlabelled, auc, tpr, fpr; empty where it did not detect
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """The samples that were given a label, and how many of them look wrong."""
+
+    name: str
+    samples: int
+    suspects: int
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A label that looks wrong; names are None where nothing is known."""
+
+    index: int
+    file: str | None
+    given: str
+    suggested: str
+    p_noisy: float
+    truth: str | None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A finished run."""
+
+    folder: Path
+    recipe: str
+    method: str
+    seed: int
+    epochs_scale: float  # 1 = the method's own length
+    samples: int
+    suspects: int
+    noise_rate: float | None
+    best: float | None
+    last: float | None
+    stages: tuple[StageFacts, ...]
+    per_class: tuple[ClassFacts, ...]  # the largest share of suspects first
+    most_doubtful: tuple[Suspect, ...]
+
+
+def read_facts(path: Path, *, suspects: int = 8) -> RunFacts:
+    """The facts of a run folder. Raises `UserError` if the run is not finished, `DataError` for damaged files."""
+    folder = RunFolder(path)
+    if not folder.result.exists():
+        raise UserError("the run is not finished", where=str(path), fix=f"`fastdrpl status {path}` says why")
+    result, table = read_json(folder.result), read_table(folder.labels)
+    return RunFacts(
+        folder=path,
+        recipe=result["recipe"],
+        method=result["method"],
+        seed=result["seed"],
+        epochs_scale=result.get("epochs_scale", 1.0),
+        samples=result["samples"],
+        suspects=result["suspects"],
+        noise_rate=result["noise_rate"],
+        best=result["accuracy"]["best"],
+        last=result["accuracy"]["last"],
+        stages=tuple(_stage(stage) for stage in result["stages"]),
+        per_class=_per_class(table),
+        most_doubtful=_most_doubtful(table, suspects),
+    )
+
+
+def _stage(stage: Mapping[str, Any]) -> StageFacts:
+    return StageFacts(
+        name=stage["name"],
+        epochs=stage["epochs"],
+        seconds=stage["seconds"],
+        best=stage["accuracy"]["best"],
+        last=stage["accuracy"]["last"],
+        detection=stage["detection"] or {},
+        warnings=tuple(stage["warnings"]),
+    )
+
+
+def _per_class(table: pyarrow.Table) -> tuple[ClassFacts, ...]:
+    given, labelled = np.asarray(table["given_name"]), table["labelled"].to_numpy()
+    names, inverse = np.unique(given.astype(str), return_inverse=True)
+    total, wrong = np.bincount(inverse), np.bincount(inverse, ~labelled)
+    order = np.argsort(-(wrong / total), kind="stable")
+    return tuple(ClassFacts(str(names[k]), int(total[k]), int(wrong[k])) for k in order)
+
+
+def _most_doubtful(table: pyarrow.Table, count: int) -> tuple[Suspect, ...]:
+    """The highest probability of being wrong first, then the highest loss after the last stage that has losses."""
+    losses = [name for name in table.column_names if name.startswith("loss_")]
+    tie = -table[losses[-1]].to_numpy() if losses else np.zeros(len(table))
+    order = np.lexsort((tie, -table["p_noisy"].to_numpy()))[:count]
+    return tuple(
+        Suspect(
+            index=row["index"],
+            file=row["file"],
+            given=row["given_name"],
+            suggested=row["suggested_name"],
+            p_noisy=row["p_noisy"],
+            truth=row["truth_name"],
+        )
+        for row in table.take(order).to_pylist()
+    )
