@@ -21,19 +21,22 @@ import torch
 
 from bench.rows import RESULTS, write_row
 from fastdrpl.config import EngineConfig
-from fastdrpl.engine import Eyes, Learner, train_epoch
+from fastdrpl.epochs import plan_rounds, train_epoch
+from fastdrpl.eyes import Eyes
+from fastdrpl.learners import Learners
 from fastdrpl.loaders.dataset import open_dataset
-from fastdrpl.loaders.order import Order, Pass, Purpose
+from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.loaders.resident import ResidentLoader
 from fastdrpl.machine import Machine, build_machine
-from fastdrpl.methods import stages_of
 from fastdrpl.models import build_model
 from fastdrpl.pixels import resolve_transform
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
 from fastdrpl.stages import Stage
+from fastdrpl.steps import StepInputs
 from fastdrpl.store import LabelStore
 
-CONFIG = recipe_named("cifar10").config
+CONFIG = recipe_named("cifar10").config_for("drpl")
 
 
 class Bench:
@@ -55,7 +58,8 @@ class Bench:
         network = build_model("preact_resnet18", self.classes, self.width, CONFIG.seed).to(
             self.machine.device
         )
-        self.learner = Learner(network, CONFIG.optimiser, self.machine)
+        self.learners = Learners([network], CONFIG.optimiser, self.machine)
+        self.inputs = StepInputs(self.machine.device)
 
     def begin(self, stage: Stage) -> None:
         """A label store for the stage; a third of the samples are unlabelled."""
@@ -66,7 +70,8 @@ class Bench:
 
     def epoch(self, stage: Stage, number: int, steps: int = 0) -> tuple[float, list[float]]:
         """Seconds of an epoch (or of its first steps) and the loss of each step."""
-        order = Order(self.rows, CONFIG.batch_size, Pass(1, 1, number, Purpose.train), True)
+        pass_ = Pass(1, 1, number, Purpose.train)
+        rounds = plan_rounds(stage.objective, self.store, self.eyes, pass_, CONFIG.batch_size, self.machine)
         sums: list[torch.Tensor] = []
 
         class Enough(Exception):
@@ -74,7 +79,7 @@ class Bench:
 
         def after(done: int, images: int) -> None:
             if steps:
-                sums.append(self.learner.meter.values[0].clone())
+                sums.append(self.learners.meter.values[0].clone())
                 if done == steps:
                     raise Enough
 
@@ -82,12 +87,20 @@ class Bench:
         start = time.perf_counter()
         with contextlib.suppress(Enough):
             train_epoch(
-                self.learner, stage, self.store, self.eyes, order, order.pass_, start_step=0, after_step=after
+                self.learners,
+                stage.objective,
+                self.store,
+                self.eyes,
+                rounds,
+                self.inputs,
+                pass_,
+                start_step=0,
+                after_step=after,
             )
         self.wait()
         seconds = time.perf_counter() - start
-        self.learner.meter.refuse_bad(self.machine)
-        self.learner.meter.finish(self.machine)
+        self.learners.meter.refuse_bad(self.machine)
+        self.learners.meter.finish(self.machine)
         totals = torch.stack(sums).cpu().numpy() if sums else np.zeros(0)
         return seconds, (np.diff(totals, prepend=0.0) / CONFIG.batch_size).tolist()
 
@@ -110,7 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps that bf16 and fp32 are compared over")
     parser.add_argument("--out", type=Path, default=RESULTS / "train_epochs.jsonl")
     words = parser.parse_args()
-    relabel, semi, _ = stages_of(CONFIG)
+    relabel, semi, _ = plan_of(CONFIG)
     losses = {}
     for precision in ("fp32", "bf16"):
         torch.cuda.empty_cache()
