@@ -8,9 +8,9 @@ import torch
 from toy_steps import new_store, on_ranks, pass_, step_of
 
 from fastdrpl.errors import UserError
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.ce import CrossEntropy
 from fastdrpl.methods.forward import Estimate, Forward, Settings, estimate_transition, forward_loss
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import RECIPES, recipe_named
 from fastdrpl.settings import Schedule
 
@@ -230,7 +230,7 @@ def look_epochs(stage):
 
 
 def test_fresh_weights_need_no_epoch_after_the_estimate():
-    first, second = stages_of(config_of())
+    first, second = plan_of(config_of())
     assert first.schedule == Schedule(epochs=42, milestones=(42,))
     assert (first.objective.after, look_epochs(first)) == (42, [42])
     assert (second.start, second.optimiser, first.decides, second.decides) == ("fresh", None, False, True)
@@ -238,7 +238,7 @@ def test_fresh_weights_need_no_epoch_after_the_estimate():
 
 def test_weights_that_are_used_are_trained_to_the_end():
     config = config_of(start="previous", lr=0.01)
-    first, second = stages_of(config)
+    first, second = plan_of(config)
     assert first.schedule == config.forward.base
     assert (first.objective.after, look_epochs(first)) == (42, [42, 120])
     assert second.start == "previous"
@@ -246,7 +246,7 @@ def test_weights_that_are_used_are_trained_to_the_end():
 
 
 def test_zero_estimates_after_the_last_epoch():
-    first, _ = stages_of(config_of(estimate_after=0))
+    first, _ = plan_of(config_of(estimate_after=0))
     assert (first.schedule.epochs, first.objective.after, look_epochs(first)) == (120, 120, [120])
 
 
@@ -254,7 +254,7 @@ def test_zero_estimates_after_the_last_epoch():
 @pytest.mark.parametrize("start", ["fresh", "previous"])
 @pytest.mark.parametrize("scale", [0.005, 0.1, 0.37, 2.0])
 def test_every_epoch_number_scales_and_the_estimate_is_always_made(recipe, start, scale):
-    full, scaled = (stages_of(config_of(recipe, factor, start=start)) for factor in (1.0, scale))
+    full, scaled = (plan_of(config_of(recipe, factor, start=start)) for factor in (1.0, scale))
     assert scaled[0].objective.after == max(1, round(full[0].objective.after * scale))
     assert scaled[0].objective.after in look_epochs(scaled[0])
     for one, other in zip(full, scaled, strict=True):

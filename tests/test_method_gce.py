@@ -8,9 +8,9 @@ import torch
 from toy_steps import new_store, on_ranks, pass_, step_of
 
 from fastdrpl.errors import UserError
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.ce import CrossEntropy
 from fastdrpl.methods.gce import GeneralisedCrossEntropy, Settings, lq_loss, mean_over_kept
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import RECIPES, recipe_named
 from fastdrpl.settings import Schedule
 
@@ -183,33 +183,33 @@ def look_epochs(stage):
 
 
 def test_what_is_pruned_is_chosen_every_ten_epochs_from_the_fortieth_on():
-    (stage,) = stages_of(config_of())
+    (stage,) = plan_of(config_of())
     assert look_epochs(stage) == [39, 49, 59, 69, 79, 89, 99, 109, 119, 120]  # used in the epochs that follow
-    (stage,) = stages_of(config_of("cifar100"))
+    (stage,) = plan_of(config_of("cifar100"))
     assert look_epochs(stage) == [79, 89, 99, 109, 119, 129, 139, 149, 150]
-    (stage,) = stages_of(config_of(scale=0.1))
+    (stage,) = plan_of(config_of(scale=0.1))
     assert look_epochs(stage) == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
 def test_without_truncation_nothing_is_looked_at():
-    (stage,) = stages_of(config_of(k=0.0))
+    (stage,) = plan_of(config_of(k=0.0))
     assert look_epochs(stage) == []
 
 
 def test_cross_entropy_may_come_first():
     config = config_of(start="ce", lr=0.01)
-    first, second = stages_of(config)
+    first, second = plan_of(config)
     assert (first.objective, first.schedule) == (CrossEntropy(), config.gce.ce)
     assert (first.start, second.start, second.optimiser.lr) == ("fresh", "previous", 0.01)
     assert first.detector is None and second.decides
-    _, second = stages_of(config_of(start="ce", prune_from=1))
+    _, second = plan_of(config_of(start="ce", prune_from=1))
     assert look_epochs(second)[:3] == [0, 10, 20]
 
 
 @pytest.mark.parametrize("scale", [0.001, 0.01, 0.05])
 def test_fresh_weights_are_trained_before_they_are_asked(scale):
     """However short: a network that knows nothing would prune every sample."""
-    (stage,) = stages_of(config_of(scale=scale))
+    (stage,) = plan_of(config_of(scale=scale))
     assert 0 not in look_epochs(stage)
 
 
@@ -217,7 +217,7 @@ def test_fresh_weights_are_trained_before_they_are_asked(scale):
 @pytest.mark.parametrize("start", ["fresh", "ce"])
 @pytest.mark.parametrize("scale", [0.1, 2.0])
 def test_every_epoch_number_scales(recipe, start, scale):
-    full, scaled = (stages_of(config_of(recipe, factor, start=start)) for factor in (1.0, scale))
+    full, scaled = (plan_of(config_of(recipe, factor, start=start)) for factor in (1.0, scale))
     assert [s.schedule for s in scaled] == [s.schedule.scaled(scale) for s in full]
     settings = config_of(recipe).gce
     looks = [look for look in scaled[-1].looks if look.into == "confidence"]

@@ -8,11 +8,11 @@ import torch
 from toy_steps import new_store, on_ranks, pass_, step_of
 
 from fastdrpl.errors import UserError
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.ce import CrossEntropy
 from fastdrpl.methods.drpl import Relabel
 from fastdrpl.methods.joint import Retrain, Settings
 from fastdrpl.mixing import one_hot
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import RECIPES, recipe_named
 from fastdrpl.settings import Schedule
 
@@ -32,7 +32,7 @@ def config_of(recipe="cifar10", scale=1.0, **changes):
 
 
 def test_the_second_stage_learns_the_mean_of_the_last_predictions_for_ever():
-    first, second = stages_of(config_of(average=3, given_epochs=2, relabel=Schedule(epochs=6)))
+    first, second = plan_of(config_of(average=3, given_epochs=2, relabel=Schedule(epochs=6)))
     store = new_store(N, C)
     given = store["given"].clone()
     first.objective.begin(store, C, pass_(0))
@@ -95,16 +95,16 @@ def test_the_parts_of_two_ranks_add_up():
 def test_the_first_stage_is_that_of_drpl():
     for recipe in sorted(RECIPES):
         config = config_of(recipe)
-        ours, theirs = stages_of(config)[0], stages_of(recipe_named(recipe).config_for("drpl"))[0]
+        ours, theirs = plan_of(config)[0], plan_of(recipe_named(recipe).config_for("drpl"))[0]
         assert isinstance(ours.objective, Relabel)
         assert (ours.objective, ours.schedule) == (theirs.objective, theirs.schedule), recipe
-        assert ours.decides and not stages_of(config)[1].decides
+        assert ours.decides and not plan_of(config)[1].decides
 
 
 def test_the_original_s_settings_can_be_asked_for():
     changes = dict(prior_weight=1.2, entropy_weight=0.8, lr=0.08, retrain_lr=0.2, given_epochs=70)
     config = config_of(relabel=Schedule(epochs=200), **changes)
-    first, second = stages_of(config)
+    first, second = plan_of(config)
     regulariser = first.objective.regulariser
     assert (regulariser.prior_weight, regulariser.entropy_weight) == (1.2, 0.8)
     assert (first.schedule, first.objective.given_epochs) == (Schedule(epochs=200), 70)
@@ -115,7 +115,7 @@ def test_the_original_s_settings_can_be_asked_for():
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
 @pytest.mark.parametrize("scale", [0.1, 2.0])
 def test_every_epoch_number_scales(recipe, scale):
-    full, scaled = stages_of(config_of(recipe)), stages_of(config_of(recipe, scale))
+    full, scaled = plan_of(config_of(recipe)), plan_of(config_of(recipe, scale))
     assert [s.schedule for s in scaled] == [s.schedule.scaled(scale) for s in full]
     assert scaled[0].objective.given_epochs == round(full[0].objective.given_epochs * scale)
 

@@ -8,10 +8,10 @@ import torch
 from toy_steps import ToyNetwork, new_store, on_ranks, pass_, step_of
 
 from fastdrpl.kernels.mixup import partners
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.ce import CrossEntropy
 from fastdrpl.methods.mixup import Mixup
 from fastdrpl.mixing import Mixing
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import RECIPES, recipe_named
 
 N, C, B = 40, 5, 7
@@ -144,8 +144,8 @@ def test_the_parts_of_two_ranks_add_up():
 @pytest.mark.parametrize("factor", [0.1, 2.0])
 def test_the_schedule_scales(recipe, factor):
     config = recipe_named(recipe).config_for("mixup")
-    (full,) = stages_of(config)
-    (scaled,) = stages_of(dataclasses.replace(config, epochs_scale=factor))
+    (full,) = plan_of(config)
+    (scaled,) = plan_of(dataclasses.replace(config, epochs_scale=factor))
     assert scaled.schedule == full.schedule.scaled(factor)
     assert scaled.schedule != full.schedule
     assert full.decides and full.detector is not None

@@ -126,6 +126,11 @@ class Estimate(CrossEntropy):
     anchor: Literal["auto", "percentile", "argmax"]
     percentile: float
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Predictions for all samples."""
+        return ("probability",)
+
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
         """T, shared tensor `transition`, from the look after that epoch (section 4.3)."""
         if epoch_pass.epoch == self.after:

@@ -135,6 +135,11 @@ class GeneralisedCrossEntropy(Objective):
     k: float
     normalise: Literal["batch", "kept"]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """p[y] of all samples."""
+        return (CONFIDENCE,)
+
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Until the first look nothing is pruned."""
         store.put(CONFIDENCE, torch.ones(store.samples))
