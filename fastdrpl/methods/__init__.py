@@ -27,6 +27,10 @@ from fastdrpl.stages import Stage
 METHODS = (
     "drpl",
     "ce",
+    "mixup",
+    "forward",
+    "joint",
+    "gce",
 )
 
 Changes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # recipe -> source -> field -> value
