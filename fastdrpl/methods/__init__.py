@@ -27,6 +27,9 @@ from fastdrpl.stages import Stage
 METHODS = (
     "drpl",
     "ce",
+    "two_stage",
+    "nlnl",
+    "incv",
 )
 
 Changes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # recipe -> source -> field -> value
