@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from toy_steps import CPU, new_store, on_ranks, pass_, step_of
+from toy_steps import new_store, on_ranks, pass_, step_of
 
 from fastdrpl.errors import UserError
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.nlnl import (
     Complements,
     LearnKept,
@@ -21,6 +20,7 @@ from fastdrpl.methods.nlnl import (
     draw_complements,
     negative_loss,
 )
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
 
 N, C = 60, 5
@@ -288,7 +288,7 @@ def config(scale=1.0, **changes):
 
 
 def test_the_plan_is_the_published_one():
-    plan = stages_of(config())
+    plan = plan_of(config())
     assert [(s.name, s.schedule.epochs, s.schedule.milestones, s.start) for s in plan] == [
         ("negative", 720, (), "fresh"),
         ("selective", 720, (), "previous"),
@@ -303,23 +303,24 @@ def test_the_plan_is_the_published_one():
 
 
 def test_the_scale_moves_every_epoch_number():
-    plan = stages_of(config(scale=0.1))
+    plan = plan_of(config(scale=0.1))
     assert [s.schedule.epochs for s in plan] == [72, 72, 72, 48, 48]
     assert plan[3].schedule.milestones == (19, 29)
     assert [s.objective.before for s in plan[:3]] == [0, 72, 144]
 
 
 def test_the_detector_keeps_what_the_network_believes():
-    detector = stages_of(config(keep=0.7))[2].detector
-    found = detector([torch.linspace(0, 1, 11)], np.zeros(11, np.int64), 2)
-    assert found.labelled.tolist() == [False] * 7 + [True] * 4
+    detector = plan_of(config(keep=0.75))[2].detector
+    found = detector([torch.linspace(0, 1, 5)], np.zeros(5, np.int64), 2)
+    assert found.labelled.tolist() == [False] * 3 + [True] * 2
     assert detector.adjustable == ("nlnl.keep",)
 
 
-def test_one_class_and_no_learning_rate_are_refused():
+def test_one_class_is_refused():
     store = new_store(6, 1)
     with pytest.raises(UserError, match="at least 2 classes"):
         Negative(NLNL, 0).begin(store, 1, pass_(0))
-    with pytest.raises(UserError, match=r"--nlnl\.lr"):
-        Settings(lr=0.0)
-    assert store.device == CPU
+
+
+def test_a_rate_of_zero_is_the_runs():
+    assert [s.optimiser for s in plan_of(config(lr=0.0))] == [None] * 5

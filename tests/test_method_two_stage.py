@@ -6,9 +6,10 @@ import pytest
 
 from fastdrpl.errors import UserError
 from fastdrpl.kernels.loss_head import Regulariser
-from fastdrpl.methods import load_method, stages_of
+from fastdrpl.methods import load_method
 from fastdrpl.methods.ce import CrossEntropy
 from fastdrpl.methods.drpl import SemiSupervised
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
 
 
@@ -20,7 +21,7 @@ def config(recipe="cifar10", scale=1.0, **changes):
 
 
 def test_the_agreement_after_plain_training_decides():
-    base, semi = stages_of(config(share=0.25))
+    base, semi = plan_of(config(share=0.25))
     assert base.objective == CrossEntropy()
     assert (base.schedule.epochs, base.schedule.milestones) == (40, ())
     assert base.detector.share == 0.25
@@ -34,14 +35,14 @@ def test_the_agreement_after_plain_training_decides():
 
 def test_the_second_stage_is_drpls_with_these_settings():
     changes = {"prior_weight": 0.3, "entropy_weight": 0.1, "mixup_alpha": 2.0, "redraw": 0.05}
-    objective = stages_of(config(**changes))[1].objective
+    objective = plan_of(config(**changes))[1].objective
     assert isinstance(objective, SemiSupervised)
     assert objective.regulariser == Regulariser(0.3, 0.1)
     assert (objective.drpl.mixup_alpha, objective.drpl.redraw) == (2.0, 0.05)
 
 
 def test_the_scale_moves_every_epoch_number():
-    full, tenth = stages_of(config()), stages_of(config(scale=0.1))
+    full, tenth = plan_of(config()), plan_of(config(scale=0.1))
     assert [s.schedule.epochs for s in tenth] == [round(s.schedule.epochs / 10) for s in full]
     assert tenth[1].schedule.milestones == (15, 22)
 

@@ -134,6 +134,11 @@ class HalfTraining(CrossEntropy):
     half: int  # 0 or 1: the one that is learnt from
     epochs: int
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Predictions for all samples."""
+        return ("probability",)
+
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Decide by the iteration before, divide anew, or estimate the noise rate by the first half."""
         if self.half == 0:

@@ -56,7 +56,7 @@ class Settings:
     pseudo2: Schedule = setting(Schedule(epochs=480, milestones=(193, 289)), _CODE)
     """Last stage: a fresh network on the fourth one's predictions."""
     lr: float = setting(0.02, _CODE, WEIGHT)
-    """Learning rate of the first three stages; those from fresh networks take the run's."""
+    """Learning rate of the first three stages, 0 = the run's; those from fresh networks take the run's."""
     complementary: int = setting(0, f"{_CODE}: 1 for 10 classes, 110 for 100", (0, 10_000))
     """Complementary labels drawn for an image in each epoch; 0 = one up to 10 classes, beyond that 1.1 a class."""
     average: int = setting(10, _CODE, POSITIVE)
@@ -67,10 +67,6 @@ class Settings:
     """After it a label counts as right if its mean probability is at least this."""
     class_weights: Literal["balanced", "none"] = setting("balanced", _CODE)
     """balanced = a sample weighs as many times as the largest class is larger than that of its label."""
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"--nlnl.lr is {self.lr}", fix="give a number above 0")
 
 
 RECIPES = {
@@ -89,7 +85,8 @@ RECIPES = {
 
 def stages(nlnl: Settings, config: Config) -> tuple[Stage, ...]:
     """Three stages of one network, of which the last decides, and two from fresh networks."""
-    scale, optimiser = config.epochs_scale, dataclasses.replace(config.optimiser, lr=nlnl.lr)
+    scale = config.epochs_scale
+    optimiser = dataclasses.replace(config.optimiser, lr=nlnl.lr) if nlnl.lr else None
     negative, selective, positive = (
         schedule.scaled(scale) for schedule in (nlnl.negative, nlnl.selective, nlnl.positive)
     )
