@@ -1,5 +1,7 @@
 """Agreement of prediction and label, against the rule written out class by class."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,8 @@ def test_samples_in_another_order_are_split_alike():
     probability, given = predictions(200, 5)
     order = np.random.default_rng(1).permutation(200)
     found, moved = (
-        Agreement(("p",), 0.4)([p], y, 5) for p, y in ((probability, given), (probability[order], given[order]))
+        Agreement(("p",), 0.4)([p], y, 5)
+        for p, y in ((probability, given), (probability[order], given[order]))
     )
     for name in ("labelled", "doubt", "p_noisy"):
         assert np.array_equal(getattr(found, name)[order], getattr(moved, name))
@@ -69,11 +72,11 @@ def test_samples_in_another_order_are_split_alike():
 def test_a_larger_share_keeps_all_that_a_smaller_one_does():
     probability, given = predictions(300, 4)
     splits = [Agreement(("p",), share)([probability], given, 4).labelled for share in (0, 0.1, 0.5, 0.8, 1)]
-    assert all((a <= b).all() and a.sum() < b.sum() for a, b in zip(splits, splits[1:], strict=False))
+    assert all((a <= b).all() and a.sum() < b.sum() for a, b in itertools.pairwise(splits))
 
 
 def test_no_agreement_is_a_collapse_with_a_warning_and_a_class_without_one_is_rescued():
-    probability, given = predictions(60, 3)
+    _, given = predictions(60, 3)
     never = np.roll(np.eye(3, dtype=np.float32), 1, 1)[given]
     found = Agreement(("p",), 0.5)([never], given, 3)
     assert not found.labelled.any()
@@ -111,5 +114,7 @@ def test_held_out_keeps_all_that_agree_and_names_empty_and_single_class_halves()
     assert [text for text in empty.warnings if "half 1 was empty" in text] == list(empty.warnings)
     lone = HeldOut(("held_out", "half"))([probability, np.where(given == 2, 0, 1)], given, 3)
     assert "half 1 held labels of class 2 only" in lone.warnings[0]
-    one_class = HeldOut(("held_out", "half"))([np.ones((8, 1), np.float32), halves[:8]], np.zeros(8, np.int64), 1)
+    one_class = HeldOut(("held_out", "half"))(
+        [np.ones((8, 1), np.float32), halves[:8]], np.zeros(8, np.int64), 1
+    )
     assert one_class.warnings == ()

@@ -283,4 +283,4 @@ def wrong_among_selected(rate: float, classes: int) -> float:
 def removed_count(rate: float, agreed: int) -> int:
     """How many samples of a half are removed, of which `agreed` have agreed."""
     ratio = MOST_REMOVED if rate >= 1 else min(MOST_REMOVED, rate / (1 - rate))
-    return int(ratio * agreed)
+    return int(ratio * agreed + 1e-9)  # 0.6 / 0.4 is 1.49999...
