@@ -8,6 +8,7 @@ import torch
 from toy_steps import ToyNetwork, minibatch, new_store, on_ranks, pass_
 
 from fastdrpl.errors import UserError
+from fastdrpl.kernels.philox import permutation
 from fastdrpl.methods.incv import (
     CoTeaching,
     HalfTraining,
@@ -74,6 +75,11 @@ def test_halves_are_a_keyed_partition_of_the_candidates():
     assert sum(sizes) == candidates.sum()
     assert np.array_equal(half, divide(candidates, pass_(0)))
     assert not np.array_equal(half, divide(candidates, pass_(0, stage=3)))
+    index = np.flatnonzero(candidates)
+    by_crops = index[
+        permutation(pass_(0).stream, index)
+    ]  # what keys other draws of the pass divides otherwise
+    assert set(by_crops[: sizes[0]].tolist()) != set(np.flatnonzero(half == 0).tolist())
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -227,10 +227,10 @@ def test_parts_of_ranks_add_up(kind):
     store = new_store(N, C, labelled=belief > 0.3, target=target)
     Negative(NLNL, 0).begin(store, C, pass_(0))
     store.put("belief", belief)
-    index, logits = batch(size=8)
+    index, logits = batch(size=7)
     draws = Complements(draw_complements(pass_(1), store["given"], C, 3))
     whole, gradient, _ = run(objective, store, index, logits, draws)
-    parts = on_ranks(8, lambda r, share: run(objective, store, index[r::2], logits[r::2], draws, share))
+    parts = on_ranks(7, lambda r, share: run(objective, store, index[r::2], logits[r::2], draws, share))
     assert sum(part[0] for part in parts) / 2 == pytest.approx(whole, rel=1e-5)
     for rank, (_, part, _) in enumerate(parts):
         assert part / 2 == pytest.approx(gradient[rank::2], rel=1e-4, abs=1e-7)

@@ -262,7 +262,7 @@ def decide(store: LabelStore, remove: bool) -> None:
         if remove:
             removed[members[least]] = True
     store.put("selected", torch.from_numpy(selected))
-    store.put("removed", torch.from_numpy(removed & ~selected))
+    store.put("removed", torch.from_numpy(removed))
 
 
 def noise_rate(agreement: float, classes: int) -> float:
