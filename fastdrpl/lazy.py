@@ -28,8 +28,12 @@ class _Late:
 if TYPE_CHECKING:
     import torch as torch
 
+    from fastdrpl.detectors.agreement import Agreement as Agreement
     from fastdrpl.detectors.beta_mixture import LossMixture as LossMixture
+    from fastdrpl.detectors.confidence import Confidence as Confidence
+    from fastdrpl.detectors.held_out import HeldOut as HeldOut
     from fastdrpl.kernels.beta_mixture import fit_beta_mixture as fit_beta_mixture
+    from fastdrpl.kernels.cpu.philox import words as compiled_words
     from fastdrpl.kernels.loss_head import Regulariser as Regulariser
     from fastdrpl.kernels.loss_head import cross_entropy as cross_entropy
     from fastdrpl.kernels.loss_head import entropy as entropy
@@ -60,3 +64,7 @@ else:
     draw_labels = _Late("fastdrpl.mixing", "draw_labels")
     draw_mixing = _Late("fastdrpl.mixing", "draw_mixing")
     one_hot = _Late("fastdrpl.mixing", "one_hot")
+    Agreement = _Late("fastdrpl.detectors.agreement", "Agreement")
+    Confidence = _Late("fastdrpl.detectors.confidence", "Confidence")
+    HeldOut = _Late("fastdrpl.detectors.held_out", "HeldOut")
+    compiled_words = _Late("fastdrpl.kernels.cpu.philox", "words")

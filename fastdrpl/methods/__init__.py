@@ -25,12 +25,15 @@ from fastdrpl.settings import sources
 from fastdrpl.stages import Stage
 
 METHODS = (
-    "drpl",
     "ce",
     "mixup",
     "forward",
     "joint",
     "gce",
+    "two_stage",
+    "nlnl",
+    "incv",
+    "drpl",
 )
 
 Changes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # recipe -> source -> field -> value
