@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch as torch
 
     from fastdrpl.detectors.beta_mixture import LossMixture as LossMixture
+    from fastdrpl.detectors.confidence import Confidence as Confidence
     from fastdrpl.kernels.beta_mixture import fit_beta_mixture as fit_beta_mixture
     from fastdrpl.kernels.loss_head import Regulariser as Regulariser
     from fastdrpl.kernels.loss_head import cross_entropy as cross_entropy
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from fastdrpl.mixing import draw_labels as draw_labels
     from fastdrpl.mixing import draw_mixing as draw_mixing
     from fastdrpl.mixing import one_hot as one_hot
+    from fastdrpl.posteriors import keep_mixture as keep_mixture
+    from fastdrpl.posteriors import posterior_of as posterior_of
 else:
     torch = _Late("torch")
     LossMixture = _Late("fastdrpl.detectors.beta_mixture", "LossMixture")
+    Confidence = _Late("fastdrpl.detectors.confidence", "Confidence")
     fit_beta_mixture = _Late("fastdrpl.kernels.beta_mixture", "fit_beta_mixture")
     Regulariser = _Late("fastdrpl.kernels.loss_head", "Regulariser")
     cross_entropy = _Late("fastdrpl.kernels.loss_head", "cross_entropy")
@@ -60,3 +64,5 @@ else:
     draw_labels = _Late("fastdrpl.mixing", "draw_labels")
     draw_mixing = _Late("fastdrpl.mixing", "draw_mixing")
     one_hot = _Late("fastdrpl.mixing", "one_hot")
+    keep_mixture = _Late("fastdrpl.posteriors", "keep_mixture")
+    posterior_of = _Late("fastdrpl.posteriors", "posterior_of")
