@@ -28,6 +28,7 @@ METHODS = (
     "drpl",
     "ce",
     "bootstrap",
+    "dmi",
 )
 
 Changes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # recipe -> source -> field -> value
