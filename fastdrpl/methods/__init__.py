@@ -29,6 +29,7 @@ METHODS = (
     "ce",
     "bootstrap",
     "dmi",
+    "pencil",
 )
 
 Changes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # recipe -> source -> field -> value
