@@ -47,9 +47,12 @@ if TYPE_CHECKING:
     from fastdrpl.mixing import draw_labels as draw_labels
     from fastdrpl.mixing import draw_mixing as draw_mixing
     from fastdrpl.mixing import one_hot as one_hot
+    from fastdrpl.posteriors import keep_mixture as keep_mixture
+    from fastdrpl.posteriors import posterior_of as posterior_of
 else:
     torch = _Late("torch")
     LossMixture = _Late("fastdrpl.detectors.beta_mixture", "LossMixture")
+    Confidence = _Late("fastdrpl.detectors.confidence", "Confidence")
     fit_beta_mixture = _Late("fastdrpl.kernels.beta_mixture", "fit_beta_mixture")
     Regulariser = _Late("fastdrpl.kernels.loss_head", "Regulariser")
     cross_entropy = _Late("fastdrpl.kernels.loss_head", "cross_entropy")
@@ -68,3 +71,5 @@ else:
     Confidence = _Late("fastdrpl.detectors.confidence", "Confidence")
     HeldOut = _Late("fastdrpl.detectors.held_out", "HeldOut")
     compiled_words = _Late("fastdrpl.kernels.cpu.philox", "words")
+    keep_mixture = _Late("fastdrpl.posteriors", "keep_mixture")
+    posterior_of = _Late("fastdrpl.posteriors", "posterior_of")
