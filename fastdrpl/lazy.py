@@ -68,7 +68,6 @@ else:
     draw_mixing = _Late("fastdrpl.mixing", "draw_mixing")
     one_hot = _Late("fastdrpl.mixing", "one_hot")
     Agreement = _Late("fastdrpl.detectors.agreement", "Agreement")
-    Confidence = _Late("fastdrpl.detectors.confidence", "Confidence")
     HeldOut = _Late("fastdrpl.detectors.held_out", "HeldOut")
     compiled_words = _Late("fastdrpl.kernels.cpu.philox", "words")
     keep_mixture = _Late("fastdrpl.posteriors", "keep_mixture")
