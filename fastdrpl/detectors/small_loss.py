@@ -20,7 +20,8 @@ ROUNDING = 1e-9  # a share such as 1 - 0.9 is a little off the number that was m
 class SmallLoss:
     """Labelled = the `share` of all samples with the lowest loss, rounded down; ties go to the smaller index.
 
-    `share` = 1 - noise rate, in [0, 1]; None where that is not known, which a call refuses. `reads`: the losses' column.
+    `share` = 1 - noise rate, in [0, 1]; None where that is not known, which a call refuses. `reads`: the losses'
+    column, (N,).
     """
 
     reads: tuple[str, ...]
@@ -30,8 +31,8 @@ class SmallLoss:
     def __call__(
         self, statistics: Sequence[Statistic], given: npt.NDArray[np.integer], num_classes: int
     ) -> Detection:
-        """Losses (N,) -> the split. `p_noisy` is a rank, not a probability: the share of samples that come no later in the
-        order of the losses.
+        """Losses (N,) -> the split. `p_noisy` is a rank, not a probability: the share of samples that come no later in
+        the order of the losses.
 
         Raises UserError without a share; ValueError for nan, wrong shapes, or class ids or a share out of range.
         """
