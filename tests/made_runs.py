@@ -27,12 +27,16 @@ def make_labels(seed: int = 0, samples: int = 300, rate: float = 0.4, unknown: f
     """Labels of which a share is wrong and of another share the truth is unknown."""
     draw = np.random.default_rng(seed)
     truth = draw.integers(0, CLASSES, samples)
-    given = np.where(draw.random(samples) < rate, (truth + draw.integers(1, CLASSES, samples)) % CLASSES, truth)
+    given = np.where(
+        draw.random(samples) < rate, (truth + draw.integers(1, CLASSES, samples)) % CLASSES, truth
+    )
     truth = np.where(draw.random(samples) < unknown, -1, truth)
     return Labels(given, truth, np.arange(samples), tuple(f"c{k}" for k in range(CLASSES)))
 
 
-def make_stage(labels: Labels, seed: int, *, apart: float = 2.0, epochs: int = 3, tracked: bool = False) -> MadeStage:
+def make_stage(
+    labels: Labels, seed: int, *, apart: float = 2.0, epochs: int = 3, tracked: bool = False
+) -> MadeStage:
     """Losses that are higher where the label is wrong by `apart` standard deviations, and a split in the middle."""
     draw = np.random.default_rng(seed)
     noisy = labels.is_noisy.noisy

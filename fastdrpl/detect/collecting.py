@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow
 
 from fastdrpl import config_file
 from fastdrpl.detect.stage_files import AGAIN, Losses, Split, read_epochs, read_losses, read_split
@@ -18,6 +19,7 @@ from fastdrpl.files import read_json
 from fastdrpl.folder import RunFolder
 from fastdrpl.journal import read_journal
 from fastdrpl.labels import Labels, load_labels
+from fastdrpl.looks import loss_column
 from fastdrpl.report.table import read_table
 
 
@@ -98,9 +100,12 @@ def collect(
             )
         )
     told = None if noise_rate is None else SmallLoss(("loss",), 1 - noise_rate)
-    scores = [score for stage in stages for score in _stage_scores(found, folder, stage, labels, epoch, told)]
-    if folder.result.exists():
-        scores = found.attempt(lambda: _mark_final(folder, scores)) or scores
+    table = found.attempt(lambda: _final_table(folder, len(labels))) if folder.result.exists() else None
+    scores = [
+        score for stage in stages for score in _stage_scores(found, folder, stage, labels, table, epoch, told)
+    ]
+    if table is not None:
+        scores = found.attempt(lambda: _mark_final(folder, table, scores)) or scores
     if confident_learning:
         score = found.attempt(lambda: _confident_learning(path, labels))
         scores += [] if score is None else [score]
@@ -141,7 +146,8 @@ def _about(folder: RunFolder) -> tuple[str, str, tuple[_Stage, ...]]:
         begun = [_plain(record["stage"]) for record in read_journal(folder.metrics) if "stage" in record]
         there = sorted(part.name for part in (folder.path / "stages").glob("*/"))
         names = [name for name in dict.fromkeys([*begun, *there]) if name in there]
-        return str(table["method"]), str(table["recipe"]), tuple(_Stage(name, None, False) for name in names)
+        stages = tuple(_Stage(name, None, False) for name in names)
+        return Path(str(table["method"])).stem, str(table["recipe"]), stages
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"a field is missing or of a wrong type ({error!r})", where=str(folder.path), fix=AGAIN
@@ -156,11 +162,18 @@ def _plain(name: Any) -> str:
 
 
 def _stage_scores(
-    found: Collected, folder: RunFolder, stage: _Stage, labels: Labels, epoch: int, told: SmallLoss | None
+    found: Collected,
+    folder: RunFolder,
+    stage: _Stage,
+    labels: Labels,
+    table: pyarrow.Table | None,
+    epoch: int,
+    told: SmallLoss | None,
 ) -> Iterator[Score]:
     """Last loss, mean loss and loss after `epoch` where they were kept, and the stage's own detection."""
     place, samples = folder.stage(stage.name), len(labels)
-    last: Losses | None = found.attempt(lambda: read_losses(place, samples, required=stage.detects))
+    took_losses = stage.detects and table is not None and loss_column(stage.name) in table.column_names
+    last: Losses | None = found.attempt(lambda: read_losses(place, samples, required=took_losses))
     epochs: Losses | None = found.attempt(lambda: read_epochs(place, samples, stage.epochs))
     split: Split | None = found.attempt(lambda: read_split(place, samples, required=stage.detects))
     by_loss: dict[str, npt.NDArray[np.floating]] = {}
@@ -177,11 +190,18 @@ def _stage_scores(
         yield Score(stage.name, split.detector, "own", split.doubt, split.labelled)
 
 
-def _mark_final(folder: RunFolder, scores: list[Score]) -> list[Score]:
-    """The last split that is the one of labels.parquet decided. Raises DataError where none is."""
+def _final_table(folder: RunFolder, samples: int) -> pyarrow.Table:
+    """labels.parquet. Raises DataError if it is missing, damaged or of other samples."""
     table = read_table(folder.labels)
-    if "labelled" not in table.column_names:
-        raise DataError("the table of labels has no column 'labelled'", where=str(folder.labels), fix=AGAIN)
+    if "labelled" not in table.column_names or len(table) != samples:
+        raise DataError(
+            f"wanted a table with a column 'labelled' and {samples} rows", where=str(folder.labels), fix=AGAIN
+        )
+    return table
+
+
+def _mark_final(folder: RunFolder, table: pyarrow.Table, scores: list[Score]) -> list[Score]:
+    """The last split that is the one of labels.parquet decided. Raises DataError where none is."""
     kept = table["labelled"].to_numpy()
     own = [k for k, score in enumerate(scores) if score.kind == "own"]
     same = [k for k in own if np.array_equal(scores[k].labelled, kept)]

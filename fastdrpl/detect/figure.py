@@ -11,15 +11,17 @@ from fastdrpl.report.table import printable
 
 POINTS = 2000  # of a curve: more cannot be told apart, and would make the SVG large
 PANELS_IN_ROW = 2
-_STYLES = ("-", "--", ":", "-.")
-_COLOURS = 10  # of matplotlib's cycle
+_STYLES = ("-", "--", ":", "-.")  # of the detectors of a stage
+_FEW_COLOURS = 10
+_DOT: dict[str, Any] = {"marker": "o", "ms": 6, "ls": "", "mec": "black", "mew": 0.7, "zorder": 5}
+_STAR: dict[str, Any] = {**_DOT, "marker": "*", "ms": 15, "zorder": 6}
 
 
 def draw_roc(groups: Sequence[Group]) -> dict[str, bytes]:
     """The figure as the content of `roc.png` and `roc.svg`, the same for the same figures.
 
     x = share of the wrong labels that are kept (FPR), y = share of the right ones (TPR). A dot is where a detector
-    splits the samples, a star the split that decided which labels a run kept. Detectors of one run share a colour.
+    splits the samples, a star the split that decided which labels a run kept. A stage has a colour, a detector a style.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -46,30 +48,44 @@ def draw_roc(groups: Sequence[Group]) -> dict[str, bytes]:
 
 
 def _draw_group(panel: Any, group: Group) -> None:
+    import matplotlib
+
     panel.plot([0, 1], [0, 1], color="0.8", lw=0.8)
-    runs = list(dict.fromkeys(row.run for row in group.rows))
-    styles = dict.fromkeys(runs, 0)
+    stages = list(dict.fromkeys(_stage(line.row) for line in group.lines))
+    colours = matplotlib.colormaps["tab10" if len(stages) <= _FEW_COLOURS else "tab20"]
+    drawn = dict.fromkeys(stages, 0)  # curves of each
     for line in group.lines:
-        row, colour = line.row, f"C{runs.index(line.row.run) % _COLOURS}"
+        row, stage = line.row, _stage(line.row)
+        colour = colours(stages.index(stage) % colours.N)
         if _is_drawn(line) and line.curve is not None:
             few = _thin(len(line.curve.fpr))
-            style = _STYLES[styles[row.run] % len(_STYLES)]
-            styles[row.run] += 1
+            style = _STYLES[drawn[stage] % len(_STYLES)]
+            drawn[stage] += 1
             panel.plot(
                 line.curve.fpr[few], line.curve.tpr[few], style, color=colour, lw=1.3, label=_name(row)
             )
         if row.tpr is not None and row.fpr is not None:
-            star = {"marker": "*", "ms": 15} if row.final else {"marker": "o", "ms": 6}
-            panel.plot([row.fpr], [row.tpr], ls="", color=colour, mec="black", mew=0.7, zorder=5, **star)
+            panel.plot([row.fpr], [row.tpr], color=colour, **(_STAR if row.final else _DOT))
+    for marker, meaning, there in (
+        (_DOT, "where a detector splits", any(row.tpr is not None and not row.final for row in group.rows)),
+        (_STAR, "the split that decided", any(row.final for row in group.rows)),
+    ):
+        if there:
+            panel.plot([], [], color="white", label=f" {meaning}", **marker)
     rate = f"{group.noisy / group.known:.1%} of {group.known:,} labels wrong"
     panel.set(
         title=f"{rate} ({group.labels[:8]})", xlabel="FPR: wrong labels kept", ylabel="TPR: right labels kept"
     )
     panel.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    if styles and any(styles.values()):
+    if any(drawn.values()):
         panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1, frameon=False)
     else:
         panel.text(0.5, 0.5, "right labels only, or wrong ones only: no curve", ha="center")
+
+
+def _stage(row: Row) -> tuple[str, str]:
+    """What has a colour of its own."""
+    return row.run, row.stage
 
 
 def _is_drawn(line: Line) -> bool:
@@ -77,9 +93,10 @@ def _is_drawn(line: Line) -> bool:
 
 
 def _name(row: Row) -> str:
-    """Without $, which matplotlib would read as the beginning of a formula."""
+    """Neither a formula ($) nor a name that matplotlib leaves out (one that begins with _)."""
     auc = "" if row.auc is None else f", AUC {row.auc:.3f}"
-    return f"{printable(row.run)}: {row.stage or row.method}, {row.detector}{auc}".replace("$", r"\$")
+    stage = f"{row.stage}, " if row.stage else ""
+    return f" {printable(row.run)}: {stage}{row.detector}{auc}".replace("$", r"\$")
 
 
 def _thin(points: int) -> np.ndarray:
