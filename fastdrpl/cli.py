@@ -17,6 +17,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
+  fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
   fastdrpl bench loaders --data DIR              how fast each loader feeds your data here, and which to take
   fastdrpl doctor [PATH]                         what this machine has, what is missing and what installs it
@@ -198,6 +199,14 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _detect(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.detect.command import DetectCommand, detect_runs
+
+    return detect_runs(_parse(tyro.cli, DetectCommand, "fastdrpl detect", words))
+
+
 def _bench(words: list[str]) -> int:
     import tyro
 
@@ -233,6 +242,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "recipes": _recipes,
     "status": _status,
     "predict": _predict,
+    "detect": _detect,
     "confusion": _confusion,
     "bench": _bench,
     "doctor": _doctor,
