@@ -4,6 +4,7 @@ import contextlib
 import fnmatch
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +162,10 @@ def _read_words(words: list[str], where: str) -> Any:
     except UserError as error:
         raise UserError(error.what, where=where, fix=error.fix) from None
     except SystemExit:
-        lines = [line.strip("╭╮╰╯│─ ") for line in said.getvalue().splitlines()]
-        text = next((line for line in lines[1:] if line), "these flags cannot be read")
+        # The text of tyro's box: what stands between its title and the first rule.
+        lines = [line.strip("╭╮╰╯│─+|- ") for line in said.getvalue().splitlines()]
+        body = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[1:]))
+        text = " ".join(body) or "these flags cannot be read"
         raise UserError(text, where=where, fix="fastdrpl train RECIPE --help lists every flag") from None
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,20 +27,25 @@ class CellJob:
 
     def __call__(self) -> int:
         """Run or continue the cell: -> its exit code, which is also kept in the folder of the grid."""
-        self._child = start_child(self.cell, self.out, threads=self.threads)
-        self._child.process.wait()
-        code, _, _ = self._child.finish()
+        child = self._child = start_child(self.cell, self.out, threads=self.threads)
+        _wait(child)
         self._child = None
-        return code
+        return child.finish()[0]
 
     def checkpoint(self) -> Any:
         """Called by submitit shortly before the job ends early: have the run save, and come back in the queue."""
-        if self._child is not None:
-            self._child.stop()
-            self._child.process.wait()
-            self._child.finish()
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop()
+            _wait(child)
+            child.finish()
         return _submitit().helpers.DelayedSubmission(CellJob(self.cell, self.out, self.threads))
+
+
+def _wait(child: Child) -> None:
+    """Until the process has ended. It holds no lock: `checkpoint` comes from a signal while `__call__` is in here."""
+    with contextlib.suppress(ChildProcessError):  # it was seen to have ended before
+        os.waitid(os.P_PID, child.process.pid, os.WEXITED | os.WNOWAIT)
 
 
 def submit_cells(
