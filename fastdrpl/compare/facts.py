@@ -139,7 +139,8 @@ def _differences(
 
         defaults[key] = flatten_table(to_table(parse_training([cell.data.recipe, "--method", key[1]])))
     recipe = defaults[key]
-    scaled, changed = [], []
+    scaled: list[str] = []
+    changed: list[str] = []
     for name in sorted(settings.keys() & recipe.keys()):
         if settings[name] == recipe[name] or name.startswith(_PLACES):
             continue

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastdrpl.compare.cells import Cell, Plan
     from fastdrpl.compare.folder import State
     from fastdrpl.compare.grid import Grid
+    from fastdrpl.compare.scheduler import Ending
 
 UNFINISHED = 1  # exit code: some cells failed, or another process has them
 
@@ -76,7 +77,7 @@ def _known_methods() -> list[str]:
 def _carry_out(
     grid: "Grid",
     plan: "Plan",
-    identity: dict,
+    identity: dict[str, Any],
     todo: "Sequence[Cell]",
     busy: "Sequence[Cell]",
     chosen: int,
@@ -105,7 +106,8 @@ def _carry_out(
         claim_folder(grid.out, identity, plan)
         if config.slurm:
             return _submit(grid, todo, config)
-        stopped, endings = False, []
+        stopped = False
+        endings: list[Ending] = []
         if todo:
             say(
                 f"{grid.name}: {len(todo)} of {chosen} cells to run, {len(places.devices)} at once, in {grid.out}"
