@@ -14,6 +14,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
 
   fastdrpl prepare KIND --source DIR --out DIR   compile images once: `fastdrpl prepare --help` lists the kinds
   fastdrpl train RECIPE [--data DIR] [flags]     train, detect, report; the same command continues a stopped run
+  fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
@@ -150,6 +151,15 @@ def _refuse_flags_of_others(words: list[str], method: str) -> None:
             )
 
 
+def _compare(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.compare.verb import CompareConfig, compare
+
+    name, rest = ("", words) if "--list" in words else _split_name(words, "compare GRID")
+    return compare(name, _parse(tyro.cli, CompareConfig, "fastdrpl compare GRID", rest))
+
+
 def _recipes(words: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
@@ -239,6 +249,7 @@ def _doctor(words: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
+    "compare": _compare,
     "recipes": _recipes,
     "status": _status,
     "predict": _predict,
