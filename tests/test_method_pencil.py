@@ -7,7 +7,6 @@ import pytest
 import torch
 from toy_steps import new_store, on_ranks, pass_, step_of
 
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.pencil import (
     CONFIDENCE,
     LABELS,
@@ -17,6 +16,7 @@ from fastdrpl.methods.pencil import (
     Settings,
     correction_loss,
 )
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
 from fastdrpl.stages import learning_rate
 
@@ -224,7 +224,7 @@ def stages_for(recipe, settings=None, **changes):
     config = dataclasses.replace(
         config, pencil=dataclasses.replace(config.pencil, **(settings or {})), **changes
     )
-    return config, stages_of(config)
+    return config, plan_of(config)
 
 
 def rates(stage):

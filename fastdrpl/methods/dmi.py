@@ -95,7 +95,7 @@ class Determinant(Objective):
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """A warning where the matrix cannot have full rank."""
         batch = min(self.batch_size, store.samples)
-        if classes > batch:
+        if classes > batch and _is_first_rank():
             warn(
                 f"dmi: {classes} classes and {batch} images a step: the determinant is degenerate, as no step has a "
                 f"label of each class (give --dmi.batch_size of several times {classes})"
@@ -110,6 +110,10 @@ class Determinant(Objective):
         # Every rank has the whole value, but `world` times its part of the gradient: see `Share`.
         value = value + (step.share.world - 1) * (value - value.detach())
         return Outcome(value.float(), logits.detach().argmax(1), given)
+
+
+def _is_first_rank() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def joint_matrix(probability: Tensor, given: Tensor, share: Share) -> Tensor:
