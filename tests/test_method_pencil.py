@@ -245,8 +245,10 @@ def test_as_published_the_last_eighty_epochs_stand_still():
 
 
 def test_nought_is_the_rate_of_the_run():
-    config, plan = stages_for("cifar10", {"lr": 0.0, "finetune_lr": 0.0})
-    assert {stage.optimiser for stage in plan} == {config.optimiser}
+    _, plan = stages_for("cifar10", {"lr": 0.0, "finetune_lr": 0.0})
+    assert [stage.optimiser for stage in plan] == [None, None, None]
+    config, plan = stages_for("cifar10", {"lr": 0.0, "finetune_lr": 0.0, "compat": "published"})
+    assert plan[-1].optimiser == dataclasses.replace(config.optimiser, drop=0.0)
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 2.0])

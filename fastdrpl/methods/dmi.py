@@ -12,7 +12,6 @@ DMI of the DRPL paper's tables.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +21,7 @@ from fastdrpl.lazy import one_hot, torch
 from fastdrpl.loaders.order import Pass
 from fastdrpl.looks import judged_by_loss
 from fastdrpl.methods.ce import CrossEntropy
+from fastdrpl.methods.rates import at_rate
 from fastdrpl.settings import COUNT, SHARE, WEIGHT, Schedule, setting
 from fastdrpl.stages import Objective, Outcome, Stage, Step
 
@@ -71,14 +71,13 @@ RECIPES = {
 def stages(dmi: Settings, config: Config) -> tuple[Stage, ...]:
     """Cross entropy, then the determinant loss from its weights."""
     scale = config.epochs_scale
-    optimiser = dataclasses.replace(config.optimiser, lr=dmi.lr or config.optimiser.lr)
     batch_size = dmi.batch_size or config.batch_size
     ce = Stage(name="ce", objective=CrossEntropy(), schedule=dmi.ce.scaled(scale))
     stage = Stage(
         name="dmi",
         objective=Determinant(dmi.floor, batch_size),
         schedule=dmi.finetune.scaled(scale),
-        optimiser=optimiser,
+        optimiser=at_rate(dmi.lr, config),
         batch_size=batch_size,
         start="previous",
     )
