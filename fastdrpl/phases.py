@@ -1,21 +1,14 @@
-"""One training run in two stages: the schedule and the learning rate go on where the first ends."""
+"""One schedule over two stages, the second of which starts from the weights of the first."""
 
-import dataclasses
-
-from fastdrpl.config import OptimiserConfig
 from fastdrpl.settings import Schedule
 
 
-def first_phase(whole: Schedule, epochs: int) -> Schedule:
-    """The schedule of epochs 1 to `epochs`."""
-    return Schedule(epochs=epochs, milestones=tuple(m for m in whole.milestones if m <= epochs))
+def split_schedule(whole: Schedule, epochs: int) -> tuple[Schedule, Schedule]:
+    """The schedule up to epoch `epochs`, and what is left of it: one epoch at least.
 
-
-def last_phase(whole: Schedule, epochs: int, optimiser: OptimiserConfig) -> tuple[Schedule, OptimiserConfig]:
-    """The schedule after epoch `epochs`, of at least one, and an optimiser that begins at the rate in force there."""
-    passed = sum(milestone <= epochs for milestone in whole.milestones)
-    rest = Schedule(
-        epochs=max(1, whole.epochs - epochs),
-        milestones=tuple(m - epochs for m in whole.milestones if m > epochs),
-    )
-    return rest, dataclasses.replace(optimiser, lr=optimiser.lr * optimiser.drop**passed)
+    A milestone that has passed is one of the first epoch in the second. So both stages can have the same optimiser,
+    whose momentum then goes on too.
+    """
+    first = Schedule(epochs=epochs, milestones=tuple(m for m in whole.milestones if m <= epochs))
+    left = tuple(max(1, milestone - epochs) for milestone in whole.milestones)
+    return first, Schedule(epochs=max(1, whole.epochs - epochs), milestones=left)

@@ -8,8 +8,8 @@ import torch
 from toy_steps import new_store, on_ranks, pass_, step_of
 
 from fastdrpl.kernels.loss_head import Share
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.dmi import RECIPES, Determinant, information_loss, joint_matrix
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
 
 N, C, B = 60, 4, 24
@@ -192,7 +192,7 @@ def test_a_rank_without_samples_takes_part():
 def plan(recipe="cifar10", settings=None, **changes):
     config = recipe_named(recipe).config_for("dmi")
     config = dataclasses.replace(config, dmi=dataclasses.replace(config.dmi, **(settings or {})), **changes)
-    return config, stages_of(config)
+    return config, plan_of(config)
 
 
 def test_fine_tuning_goes_on_from_cross_entropy_at_a_rate_and_batch_of_its_own():
@@ -205,7 +205,7 @@ def test_fine_tuning_goes_on_from_cross_entropy_at_a_rate_and_batch_of_its_own()
 
 def test_nought_is_what_the_run_has():
     config, (_, dmi) = plan(settings={"lr": 0.0, "batch_size": 0})
-    assert dmi.optimiser == config.optimiser
+    assert dmi.optimiser is None
     assert dmi.batch_size == dmi.objective.batch_size == config.batch_size
 
 

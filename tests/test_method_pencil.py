@@ -7,7 +7,6 @@ import pytest
 import torch
 from toy_steps import new_store, on_ranks, pass_, step_of
 
-from fastdrpl.methods import stages_of
 from fastdrpl.methods.pencil import (
     CONFIDENCE,
     LABELS,
@@ -17,6 +16,7 @@ from fastdrpl.methods.pencil import (
     Settings,
     correction_loss,
 )
+from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
 from fastdrpl.stages import learning_rate
 
@@ -224,7 +224,7 @@ def stages_for(recipe, settings=None, **changes):
     config = dataclasses.replace(
         config, pencil=dataclasses.replace(config.pencil, **(settings or {})), **changes
     )
-    return config, stages_of(config)
+    return config, plan_of(config)
 
 
 def rates(stage):
@@ -245,8 +245,10 @@ def test_as_published_the_last_eighty_epochs_stand_still():
 
 
 def test_nought_is_the_rate_of_the_run():
-    config, plan = stages_for("cifar10", {"lr": 0.0, "finetune_lr": 0.0})
-    assert {stage.optimiser for stage in plan} == {config.optimiser}
+    _, plan = stages_for("cifar10", {"lr": 0.0, "finetune_lr": 0.0})
+    assert [stage.optimiser for stage in plan] == [None, None, None]
+    config, plan = stages_for("cifar10", {"lr": 0.0, "finetune_lr": 0.0, "compat": "published"})
+    assert plan[-1].optimiser == dataclasses.replace(config.optimiser, drop=0.0)
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.5, 2.0])

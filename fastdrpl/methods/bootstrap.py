@@ -33,7 +33,7 @@ from fastdrpl.lazy import (
 from fastdrpl.loaders.order import Pass
 from fastdrpl.looks import judged_by_loss, loss_looks
 from fastdrpl.methods.mixup import Mixup
-from fastdrpl.phases import first_phase, last_phase
+from fastdrpl.phases import split_schedule
 from fastdrpl.settings import ALPHA, POSITIVE, SHARE, WEIGHT, Schedule, scale_epoch, setting
 from fastdrpl.stages import Look, Objective, Outcome, Stage, Step
 
@@ -87,18 +87,14 @@ RECIPES = {
 
 
 def stages(bootstrap: Settings, config: Config) -> tuple[Stage, ...]:
-    """Two stages on one schedule: the second goes on from the weights and the learning rate of the first."""
+    """Two stages on one schedule: the second goes on from weights, momentum and learning rate of the first."""
     whole = bootstrap.schedule.scaled(config.epochs_scale)
     switch = scale_epoch(bootstrap.mixup_epochs, config.epochs_scale)
-    mixup = Stage(name="mixup", objective=Mixup(bootstrap.mixup_alpha), schedule=first_phase(whole, switch))
-    schedule, optimiser = last_phase(whole, switch, config.optimiser)
-    stage = Stage(
-        name="bootstrap",
-        objective=Bootstrap(bootstrap, config.detect.posterior, loss_looks("bootstrap", config)[0].into),
-        schedule=schedule,
-        optimiser=optimiser,
-        start="previous",
-    )
+    first, last = split_schedule(whole, switch)
+    mixup = Stage(name="mixup", objective=Mixup(bootstrap.mixup_alpha), schedule=first)
+    column = loss_looks("bootstrap", config)[0].into
+    objective = Bootstrap(bootstrap, config.detect.posterior, column)
+    stage = Stage(name="bootstrap", objective=objective, schedule=last, start="previous")
     stage = judged_by_loss(stage, bootstrap.gamma, "bootstrap.gamma", config)
     fit, *score = stage.looks
     return mixup, dataclasses.replace(stage, looks=(*each_epoch(fit), *score))
@@ -118,26 +114,35 @@ class Bootstrap(Objective):
 
     bootstrap: Settings
     compat: Literal["exact", "lookup"]
-    reads: str  # the column of losses that the mixture is fitted to
+    column: str  # the losses that the mixture is fitted to
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The losses after each epoch."""
+        return (self.column,)
+
+    def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
+        """Targets are made in each step: those of the mixup stage are of no more use."""
+        store.drop("target")
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
         """A mixing coefficient for each step and a key for each sample."""
         return draw_mixing(store, epoch_pass, steps, self.bootstrap.mixup_alpha)
 
     def loss(self, step: Step) -> Outcome:
-        """Three forward passes with the same weights: for z, to learn from, and in evaluation mode for B."""
+        """Three forward passes with the same weights: for z, in evaluation mode for B, and to learn from."""
         coefficient, partner = step.draws.of(step.number, step.index)
         inputs, mixed = step.images.pair(partner, coefficient)
         forward = step.network if self.bootstrap.label_forward == "update" else step.network.frozen
         with torch.no_grad():
             guess = torch.softmax(forward(inputs).float(), 1)
-        logits = step.network(mixed)
         given, predicted = step.store.read("given", step.index), guess.argmax(1)
+        # Before the pass to learn from, whose statistics ranks must not exchange until its backward pass is done.
         noisy = self.distrust(step, inputs, given)[:, None]
         if self.bootstrap.guess == "hard":
             guess = one_hot(predicted, guess.shape[1])
         head = loss_head(
-            logits,
+            step.network(mixed),
             (1 - noisy) * one_hot(given, guess.shape[1]) + noisy * guess,
             torch.arange(len(given), device=given.device),
             share=step.share,
@@ -158,4 +163,4 @@ class Bootstrap(Objective):
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
         """The mixture of all losses (3.1), for the next epoch."""
-        keep_mixture(store, MIXTURE, fit_beta_mixture(store[self.reads]), self.compat)
+        keep_mixture(store, MIXTURE, fit_beta_mixture(store[self.column]), self.compat)

@@ -12,7 +12,6 @@ DMI of the DRPL paper's tables.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +21,7 @@ from fastdrpl.lazy import one_hot, torch
 from fastdrpl.loaders.order import Pass
 from fastdrpl.looks import judged_by_loss
 from fastdrpl.methods.ce import CrossEntropy
+from fastdrpl.methods.rates import at_rate
 from fastdrpl.settings import COUNT, SHARE, WEIGHT, Schedule, setting
 from fastdrpl.stages import Objective, Outcome, Stage, Step
 
@@ -71,14 +71,13 @@ RECIPES = {
 def stages(dmi: Settings, config: Config) -> tuple[Stage, ...]:
     """Cross entropy, then the determinant loss from its weights."""
     scale = config.epochs_scale
-    optimiser = dataclasses.replace(config.optimiser, lr=dmi.lr or config.optimiser.lr)
     batch_size = dmi.batch_size or config.batch_size
     ce = Stage(name="ce", objective=CrossEntropy(), schedule=dmi.ce.scaled(scale))
     stage = Stage(
         name="dmi",
         objective=Determinant(dmi.floor, batch_size),
         schedule=dmi.finetune.scaled(scale),
-        optimiser=optimiser,
+        optimiser=at_rate(dmi.lr, config),
         batch_size=batch_size,
         start="previous",
     )
@@ -95,7 +94,7 @@ class Determinant(Objective):
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """A warning where the matrix cannot have full rank."""
         batch = min(self.batch_size, store.samples)
-        if classes > batch:
+        if classes > batch and _is_first_rank():
             warn(
                 f"dmi: {classes} classes and {batch} images a step: the determinant is degenerate, as no step has a "
                 f"label of each class (give --dmi.batch_size of several times {classes})"
@@ -110,6 +109,10 @@ class Determinant(Objective):
         # Every rank has the whole value, but `world` times its part of the gradient: see `Share`.
         value = value + (step.share.world - 1) * (value - value.detach())
         return Outcome(value.float(), logits.detach().argmax(1), given)
+
+
+def _is_first_rank() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def joint_matrix(probability: Tensor, given: Tensor, share: Share) -> Tensor:

@@ -22,6 +22,7 @@ from fastdrpl.lazy import Confidence, entropy, label_loss, one_hot, torch
 from fastdrpl.loaders.order import Pass
 from fastdrpl.looks import loss_looks
 from fastdrpl.methods.ce import CrossEntropy
+from fastdrpl.methods.rates import at_rate
 from fastdrpl.settings import SHARE, WEIGHT, Schedule, setting
 from fastdrpl.stages import Learnt, Objective, Outcome, Stage, Step
 
@@ -95,10 +96,9 @@ RECIPES = {
 def stages(pencil: Settings, config: Config) -> tuple[Stage, ...]:
     """Three stages, each from the weights of the one before."""
     scale = config.epochs_scale
-    slow = dataclasses.replace(config.optimiser, lr=pencil.lr or config.optimiser.lr)
-    fast = dataclasses.replace(config.optimiser, lr=pencil.finetune_lr or config.optimiser.lr)
+    slow, fast = at_rate(pencil.lr, config), at_rate(pencil.finetune_lr, config)
     if pencil.compat == "published":
-        fast = dataclasses.replace(fast, drop=0.0)  # lr2 // 10
+        fast = dataclasses.replace(fast or config.optimiser, drop=0.0)  # lr2 // 10
     last = _stage("finetune", FineTuning(pencil), pencil.finetune.scaled(scale), fast)
     detector = Confidence(reads=(CONFIDENCE,), threshold=pencil.threshold, adjustable=("pencil.threshold",))
     return (
@@ -110,7 +110,7 @@ def stages(pencil: Settings, config: Config) -> tuple[Stage, ...]:
     )
 
 
-def _stage(name: str, objective: Objective, schedule: Schedule, optimiser: OptimiserConfig) -> Stage:
+def _stage(name: str, objective: Objective, schedule: Schedule, optimiser: OptimiserConfig | None) -> Stage:
     return Stage(name=name, objective=objective, schedule=schedule, optimiser=optimiser, start="previous")
 
 
