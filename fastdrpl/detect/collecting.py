@@ -203,8 +203,12 @@ def _final_table(folder: RunFolder, samples: int) -> pyarrow.Table:
 def _mark_final(folder: RunFolder, table: pyarrow.Table, scores: list[Score]) -> list[Score]:
     """The last split that is the one of labels.parquet decided. Raises DataError where none is."""
     kept = table["labelled"].to_numpy()
-    own = [k for k, score in enumerate(scores) if score.kind == "own"]
-    same = [k for k in own if np.array_equal(scores[k].labelled, kept)]
+    own = {
+        k: split
+        for k, score in enumerate(scores)
+        if score.kind == "own" and (split := score.labelled) is not None
+    }
+    same = [k for k, split in own.items() if np.array_equal(split, kept)]
     if own and not same:
         raise DataError(
             "the labels that the run kept are those of none of its detections",
