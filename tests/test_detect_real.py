@@ -58,7 +58,7 @@ def test_the_losses_of_every_epoch_are_read(run, capsys):
         rows = [row for row in group["detectors"] if row["stage"] == stage["name"]]
         assert [row["detector"] for row in rows][:3] == [
             "last loss",
-            f"mean loss of {stage['epochs']} epochs",
+            f"mean loss of {stage['epochs']} epoch" + "s" * (stage["epochs"] > 1),
             "loss after epoch 1",
         ]
     last = result["stages"][-1]["epochs"]

@@ -180,7 +180,8 @@ def _stage_scores(
     if last is not None:
         by_loss["last loss"] = last
     if epochs is not None:
-        by_loss[f"mean loss of {epochs.shape[1]} epochs"] = mean_loss(epochs)
+        count = epochs.shape[1]
+        by_loss[f"mean loss of {count} epoch{'s' if count > 1 else ''}"] = mean_loss(epochs)
     if epochs is not None and epochs.shape[1] >= epoch:
         by_loss[f"loss after epoch {epoch}"] = loss_at(epochs, epoch)
     for name, losses in by_loss.items():
