@@ -130,7 +130,7 @@ def _steps(score: npt.NDArray[np.floating], is_noisy: NoisyLabels) -> _Steps | N
     return _Steps((np.arange(1, noisy.size + 1) - count)[last], count[last])
 
 
-def _check_numbers(score: npt.NDArray[np.float64]) -> None:
+def _check_numbers(score: npt.NDArray[np.floating]) -> None:
     if np.isnan(score).any():
         raise ValueError(f"{int(np.isnan(score).sum())} of {score.size} scores are nan; wanted numbers")
 

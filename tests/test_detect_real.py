@@ -1,6 +1,7 @@
 """`fastdrpl detect` on the folder of a real, tiny run: what a run writes is what the comparison reads."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -12,6 +13,7 @@ from fastdrpl.cli import main
 from fastdrpl.detect.probabilities import class_probabilities
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.labels import load_labels
+from fastdrpl.loaders.dataset import open_dataset
 
 WORDS = ("--limit 120 --limit_test 40 --batch_size 32 --model.width 4 --engine.threads 1 --engine.device cpu "
          "--drpl.gamma1 0.9 --drpl.gamma2 0.9 --epochs_scale 0.05 --track every --detect.collapse relax")  # fmt: skip
@@ -56,7 +58,7 @@ def test_the_losses_of_every_epoch_are_read(run, capsys):
         rows = [row for row in group["detectors"] if row["stage"] == stage["name"]]
         assert [row["detector"] for row in rows][:3] == [
             "last loss",
-            f"mean loss of {stage['epochs']} epochs",
+            f"mean loss of {stage['epochs']} epoch" + "s" * (stage["epochs"] > 1),
             "loss after epoch 1",
         ]
     last = result["stages"][-1]["epochs"]
@@ -74,6 +76,20 @@ def test_the_networks_probabilities_are_those_behind_the_suggestions(run):
     np.testing.assert_array_equal(found.argmax(axis=1), suggested)
 
 
+def test_images_stored_as_jpeg_are_decoded(run, tmp_path):
+    """The same digits, a little blurred: nearly the same probabilities."""
+    jpeg = tmp_path / "jpeg"
+    assert main(["prepare", "digits", "--store", "jpeg", "--out", str(jpeg)]) == 0
+    moved = shutil.copytree(run, tmp_path / "moved", ignore=shutil.ignore_patterns("data"))
+    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest["identity"]["data"] = open_dataset(jpeg).fingerprint
+    manifest["data"] = str(jpeg)
+    (moved / "manifest.json").write_text(json.dumps(manifest))
+    labels = load_labels(run / "noise.npz")
+    raw, blurred = class_probabilities(run, labels), class_probabilities(moved, labels)
+    assert np.abs(raw - blurred).max() > 0 and np.abs(raw - blurred).mean() < 0.02
+
+
 def test_confident_learning_is_a_row_of_its_own_with_its_caveat(run, capsys):
     need("cleanlab.filter")
     (group,) = read(run, capsys, "--confident_learning")
@@ -84,19 +100,20 @@ def test_confident_learning_is_a_row_of_its_own_with_its_caveat(run, capsys):
 
 
 def test_data_that_are_gone_or_others_are_named(run, tmp_path):
-    import shutil
-
     labels = load_labels(run / "noise.npz")
     moved = shutil.copytree(run, tmp_path / "moved")
     manifest = json.loads((moved / "manifest.json").read_text())
     manifest["identity"]["data"] = "0" * 64
     (moved / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="other"):
+    with pytest.raises(DataError, match="not the images"):
         class_probabilities(moved, labels)
     shutil.rmtree(moved / "data")
     manifest["data"] = str(tmp_path / "nowhere")
     (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="no prepared dataset"):
+        class_probabilities(moved, labels)
+    (moved / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="a field is missing"):
         class_probabilities(moved, labels)
     (moved / "result.json").unlink()
     with pytest.raises(UserError, match="not finished"):
@@ -104,8 +121,6 @@ def test_data_that_are_gone_or_others_are_named(run, tmp_path):
 
 
 def test_confident_learning_without_a_network_leaves_the_rest(run, tmp_path, capsys):
-    import shutil
-
     need("cleanlab.filter")
     broken = shutil.copytree(run, tmp_path / "broken")
     (broken / "export" / "model.safetensors").unlink()

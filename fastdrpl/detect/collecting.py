@@ -180,7 +180,8 @@ def _stage_scores(
     if last is not None:
         by_loss["last loss"] = last
     if epochs is not None:
-        by_loss[f"mean loss of {epochs.shape[1]} epochs"] = mean_loss(epochs)
+        count = epochs.shape[1]
+        by_loss[f"mean loss of {count} epoch{'s' if count > 1 else ''}"] = mean_loss(epochs)
     if epochs is not None and epochs.shape[1] >= epoch:
         by_loss[f"loss after epoch {epoch}"] = loss_at(epochs, epoch)
     for name, losses in by_loss.items():
@@ -203,8 +204,12 @@ def _final_table(folder: RunFolder, samples: int) -> pyarrow.Table:
 def _mark_final(folder: RunFolder, table: pyarrow.Table, scores: list[Score]) -> list[Score]:
     """The last split that is the one of labels.parquet decided. Raises DataError where none is."""
     kept = table["labelled"].to_numpy()
-    own = [k for k, score in enumerate(scores) if score.kind == "own"]
-    same = [k for k in own if np.array_equal(scores[k].labelled, kept)]
+    own = {
+        k: split
+        for k, score in enumerate(scores)
+        if score.kind == "own" and (split := score.labelled) is not None
+    }
+    same = [k for k, split in own.items() if np.array_equal(split, kept)]
     if own and not same:
         raise DataError(
             "the labels that the run kept are those of none of its detections",

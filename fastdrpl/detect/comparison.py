@@ -101,7 +101,7 @@ def _lines(run: FoundRun, ks: tuple[int, ...]) -> list[Line]:
     lines: list[Line] = []
     drawn: set[bytes] = set()
     for score in run.scores:
-        doubt = hashlib.sha256(score.doubt).digest()
+        doubt = hashlib.sha256(score.doubt.tobytes()).digest()
         lines.append(Line(_row(run, score, ks), roc_curve(score.doubt, run.labels.is_noisy), doubt in drawn))
         drawn.add(doubt)
     return lines

@@ -8,15 +8,14 @@ import torch
 
 from fastdrpl.detect.stage_files import AGAIN
 from fastdrpl.errors import DataError
-from fastdrpl.files import read_json
 from fastdrpl.folder import RunFolder
 from fastdrpl.kernels.augment import centre
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.batch import Loader
-from fastdrpl.loaders.dataset import Dataset, Split, open_dataset
+from fastdrpl.loaders.dataset import Dataset, Split
 from fastdrpl.loaders.order import Order, Pass, Purpose
 from fastdrpl.loaders.progress import Progress
-from fastdrpl.predict import load_network
+from fastdrpl.opening import OpenRun, open_run
 
 BATCH = 500
 
@@ -27,15 +26,16 @@ def class_probabilities(run: Path, labels: Labels) -> npt.NDArray[np.float32]:
 
     Raises UserError if the run is not finished or its data are not where they were, DataError if they are others.
     """
-    network, description = load_network(run)
-    data = _open_data(run)
+    folder = RunFolder(run)
+    opened = open_run(run, data=folder.prepared if folder.prepared.is_dir() else None)
+    description, split = opened.description, _data_of(opened).split("train")
     if tuple(description["class_names"]) != labels.class_names:
         raise DataError("the network and the labels of this run have other classes", where=str(run))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device)
+    network = opened.network.to(device)
     found = np.empty((len(labels), len(labels.class_names)), np.float32)
-    order = Order(np.arange(len(labels)), BATCH, Pass(0, 0, 0, Purpose.look), shuffle=False)
-    loader = _open_loader(data.split("train"), labels)
+    order = Order(np.arange(len(labels)), BATCH, Pass(0, 0, 0, Purpose.export), shuffle=False)
+    loader = _open_loader(split, labels)
     try:
         with Progress(f"probabilities of {run}", len(labels)) as bar:
             for batch in loader.epoch(order):
@@ -54,24 +54,14 @@ def class_probabilities(run: Path, labels: Labels) -> npt.NDArray[np.float32]:
     return found
 
 
-def _open_data(run: Path) -> Dataset:
-    """The data set that a run was trained on: beside it, or where it was then."""
-    folder = RunFolder(run)
-    manifest = read_json(folder.manifest)
+def _data_of(run: OpenRun) -> Dataset:
+    """The data set that a run was trained on: inside its folder, wherever that lies now, or where it was then."""
     try:
-        path, fingerprint = Path(manifest["data"]), manifest["identity"]["data"]
+        return run.data
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"a field is missing or of a wrong type ({error!r})", where=str(folder.manifest), fix=AGAIN
+            f"a field is missing or of a wrong type ({error!r})", where=str(run.folder.manifest), fix=AGAIN
         ) from error
-    data = open_dataset(folder.prepared if folder.prepared.is_dir() else path)
-    if data.fingerprint != fingerprint:
-        raise DataError(
-            "the data are others than those that the run was trained on",
-            where=str(data.path),
-            fix="bring the data back to what they were",
-        )
-    return data
 
 
 def _open_loader(split: Split, labels: Labels) -> Loader:
