@@ -76,7 +76,10 @@ def draw_matching(
 
 
 def ramp_up(position: Tensor, length: float) -> Tensor:
-    """A weight that grows linearly from 0 to 1 over `length` epochs, then stays: (n,) epochs since the start -> (n,)."""
+    """A weight that grows linearly from 0 to 1 over `length` epochs, then stays.
+
+    `position`: (n,) epochs since the start, with fractions -> (n,).
+    """
     return (position / length).clamp(0.0, 1.0)
 
 

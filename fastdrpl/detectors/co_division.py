@@ -34,9 +34,7 @@ class CoDivision:
     by_rule: npt.NDArray[np.bool_]
 
 
-def co_divide(
-    normalised: Statistic, given: Statistic, p_threshold: float, rescue: bool
-) -> CoDivision:
+def co_divide(normalised: Statistic, given: Statistic, p_threshold: float, rescue: bool) -> CoDivision:
     """Labelled = {w > p_threshold} for each network: (N, K) normalised losses, (N,) labels.
 
     Fewer labelled samples than classes: the tenth of each class with the lowest loss is labelled instead. With `rescue`
@@ -76,8 +74,8 @@ class CoDivided:
         found = mixture(statistics[:1], given, num_classes)
         epochs = on_host(statistics[1]).reshape(len(given), -1)
         notes = tuple(
-            f"in training the split by network {number} had too few labels, of a class or at all, in "
-            f"{int(column.max())} epochs or more: {int((column > 0).sum())} samples of low loss were labelled for that"
+            f"in at least {int(column.max())} epochs the split by network {number} had too few labels, of a class "
+            f"or at all: {int((column > 0).sum())} samples of low loss were labelled for that"
             for number, column in enumerate(epochs.T, start=1)
             if column.any()
         )

@@ -27,6 +27,7 @@ from fastdrpl.stages import Stage
 METHODS = (
     "drpl",
     "ce",
+    "dividemix",
 )
 
 Changes = Mapping[str, Mapping[str, Mapping[str, Any]]]  # recipe -> source -> field -> value

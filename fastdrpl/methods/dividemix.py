@@ -35,7 +35,7 @@ from fastdrpl.lazy import (
 )
 from fastdrpl.loaders.order import SMALLEST_TAIL, Pass
 from fastdrpl.looks import loss_column
-from fastdrpl.settings import ALPHA, POSITIVE, SHARE, WEIGHT, Schedule, scale_epoch, setting
+from fastdrpl.settings import ALPHA, POSITIVE, WEIGHT, Schedule, scale_epoch, setting
 from fastdrpl.stages import Look, Objective, Outcome, Round, Stage, Step, Walk
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Settings:
     """DivideMix. Its numbers are fixed: the original chooses some by the noise, which nobody knows."""
 
     schedule: Schedule = setting(
-        Schedule(epochs=300, milestones=(151,)), f"{_PAPER}: 300 epochs, drop after 150; its code runs one more"
+        Schedule(epochs=300, milestones=(151,)),
+        f"{_PAPER}: 300 epochs, drop after 150; its code runs one more",
     )
     """Length of both stages together, counted from the first epoch of the warm-up."""
     warmup_epochs: int = setting(10, f"{_PAPER} (CIFAR-10)", POSITIVE)
@@ -199,8 +200,8 @@ class WarmUp(Objective):
 class CoDivide(Objective):
     """Each network learns from the split that the other's losses give (algorithm 1 of the paper).
 
-    Columns, each with a last dimension of networks: `losses`, which a look brings; `normalised`, to [0, 1]; `clean`, the
-    posterior w; `kept`, the samples labelled for the other network; `by_rule`, a count of epochs (see `co_divide`).
+    Columns, each with a last dimension of networks: `losses`, which a look brings; `normalised`, to [0, 1]; `clean`,
+    the posterior w; `kept`, the samples labelled for the other network; `by_rule`, a count of epochs (`co_divide`).
     """
 
     dividemix: Settings
