@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
     from fastdrpl.detectors.agreement import Agreement as Agreement
     from fastdrpl.detectors.beta_mixture import LossMixture as LossMixture
+    from fastdrpl.detectors.co_division import CoDivided as CoDivided
+    from fastdrpl.detectors.co_division import co_divide as co_divide
     from fastdrpl.detectors.confidence import Confidence as Confidence
     from fastdrpl.detectors.held_out import HeldOut as HeldOut
     from fastdrpl.kernels.beta_mixture import fit_beta_mixture as fit_beta_mixture
     from fastdrpl.kernels.cpu.philox import words as compiled_words
+    from fastdrpl.kernels.gaussian_mixture import min_max as min_max
     from fastdrpl.kernels.loss_head import Regulariser as Regulariser
     from fastdrpl.kernels.loss_head import cross_entropy as cross_entropy
     from fastdrpl.kernels.loss_head import entropy as entropy
@@ -44,6 +47,13 @@ if TYPE_CHECKING:
     from fastdrpl.kernels.mixup import mix as mix
     from fastdrpl.kernels.pseudo_label import renew_targets as renew_targets
     from fastdrpl.kernels.pseudo_label import ring_update as ring_update
+    from fastdrpl.matching import Matching as Matching
+    from fastdrpl.matching import draw_matching as draw_matching
+    from fastdrpl.matching import matching_loss as matching_loss
+    from fastdrpl.matching import ramp_up as ramp_up
+    from fastdrpl.matching import refine_labels as refine_labels
+    from fastdrpl.matching import share_of_copies as share_of_copies
+    from fastdrpl.matching import sharpen as sharpen
     from fastdrpl.mixing import draw_labels as draw_labels
     from fastdrpl.mixing import draw_mixing as draw_mixing
     from fastdrpl.mixing import one_hot as one_hot
@@ -72,3 +82,13 @@ else:
     compiled_words = _Late("fastdrpl.kernels.cpu.philox", "words")
     keep_mixture = _Late("fastdrpl.posteriors", "keep_mixture")
     posterior_of = _Late("fastdrpl.posteriors", "posterior_of")
+    CoDivided = _Late("fastdrpl.detectors.co_division", "CoDivided")
+    co_divide = _Late("fastdrpl.detectors.co_division", "co_divide")
+    min_max = _Late("fastdrpl.kernels.gaussian_mixture", "min_max")
+    Matching = _Late("fastdrpl.matching", "Matching")
+    draw_matching = _Late("fastdrpl.matching", "draw_matching")
+    matching_loss = _Late("fastdrpl.matching", "matching_loss")
+    ramp_up = _Late("fastdrpl.matching", "ramp_up")
+    refine_labels = _Late("fastdrpl.matching", "refine_labels")
+    share_of_copies = _Late("fastdrpl.matching", "share_of_copies")
+    sharpen = _Late("fastdrpl.matching", "sharpen")

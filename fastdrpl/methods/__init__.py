@@ -33,6 +33,7 @@ METHODS = (
     "bootstrap",
     "dmi",
     "pencil",
+    "dividemix",
     "two_stage",
     "nlnl",
     "incv",
