@@ -8,10 +8,10 @@ import torch
 import toy
 from toy_engine import C, N, eyes, machine, new_learners, one_epoch, split  # noqa: F401 - fixtures
 
-from fastdrpl.config import OptimiserConfig
+from fastdrpl.config import ModelConfig, OptimiserConfig
 from fastdrpl.eyes import probabilities, take
 from fastdrpl.kernels.loss_head import loss_head
-from fastdrpl.learners import Learners
+from fastdrpl.learners import Learners, fresh_networks
 from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.models import build_model
 from fastdrpl.stages import Learnt, Look, Objective, Outcome, Walk, Write
@@ -134,3 +134,12 @@ def test_rows_learn_by_gradient_descent_on_the_mean_loss(machine, split, eyes):
     assert (others <= 0).all()
     largest = 5.0 / 16  # rate times 1 / n, a probability missing at most
     assert bias.max() <= largest
+
+
+def test_two_networks_start_with_different_weights(machine):
+    one, other = fresh_networks(2, ModelConfig(width=4), C, 1, machine)
+    alike = [torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True) if p.ndim > 1]
+    assert alike
+    assert not any(alike)
+    again = fresh_networks(1, ModelConfig(width=4), C, 1, machine)[0]
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), again.parameters(), strict=True))
