@@ -5,6 +5,7 @@ import math
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def to_table(config: Any) -> dict[str, Any]:
 
 
 def dumps(config: Config) -> str:
-    """The TOML text of a configuration; `overlay_run` gives the same configuration back."""
-    return tomli_w.dumps(to_table(config))
+    """The TOML text of a configuration, its paths absolute; `overlay_run` gives the same configuration back."""
+    return tomli_w.dumps(_each_path(to_table(config), config, lambda path: str(path.absolute())))
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -54,17 +55,40 @@ RENAMED = {
 }
 
 
+def _each_path(table: dict[str, Any], config: Any, change: Callable[[Path], str]) -> dict[str, Any]:
+    """A table with the values of fields that are paths changed."""
+    hints = typing.get_type_hints(type(config), include_extras=False)
+    changed = dict(table)
+    for key, value in table.items():
+        if isinstance(value, dict) and dataclasses.is_dataclass(getattr(config, key, None)):
+            changed[key] = _each_path(value, getattr(config, key), change)
+        elif isinstance(value, str) and Path in (hints.get(key), *typing.get_args(hints.get(key))):
+            changed[key] = change(Path(value))
+    return changed
+
+
+def _meant_in(folder: Path) -> Callable[[Path], str]:
+    """A relative path in a file means what it means where the file lies; or, if there is nothing, where we are."""
+
+    def resolve(path: Path) -> str:
+        there = folder / path
+        return str(there if there.exists() or not path.exists() else path)
+
+    return resolve
+
+
 def overlay_run(base: Config, table: dict[str, Any], *, where: str) -> Config:
     """`base`, which has the settings of one method, with the values of a file that may hold those of several.
 
-    What stands there for another method is for that method's runs. Raises `UserError` for unknown keys, wrong types and
+    What stands there for another method is for that method's runs. A relative path means what it means in the folder of
+    the file `where`, if something is there. Raises `UserError` for unknown keys, wrong types and
     values that cannot be.
     """
     from fastdrpl.methods import METHODS
 
     own = {item.name for item in dataclasses.fields(base)}
     kept = {key: value for key, value in _renamed(table).items() if key in own or key not in METHODS}
-    return overlay(base, kept, where=where)
+    return overlay(base, _each_path(kept, base, _meant_in(Path(where).parent)), where=where)
 
 
 def _renamed(table: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from fastdrpl import config_file
+from fastdrpl.checkpoint import list_checkpoints
 from fastdrpl.config import Config
 from fastdrpl.errors import UserError
-from fastdrpl.files import TEMPORARY_PREFIX, read_json, write_atomic, write_json
+from fastdrpl.files import TEMPORARY_PREFIX, read_json, sha256_file, write_atomic, write_json
 from fastdrpl.lock import LOCK_FILE
 from fastdrpl.methods import load_method
 from fastdrpl.settings import flatten
@@ -85,10 +86,10 @@ class RunFolder:
 def identity_of(config: Config) -> dict[str, Any]:
     """The fields that decide the result, by dotted name, as JSON values: the common ones and the method's.
 
-    A method of the user's own is known by the content of its file, wherever it lies.
+    Files, and a method of the user's own, are known by their content, wherever they lie.
     """
     identity = {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        name: _json_value(value)
         for name, value in flatten(config).items()
         if not name.startswith(_NOT_IDENTITY)
     }
@@ -96,6 +97,12 @@ def identity_of(config: Config) -> dict[str, Any]:
     if method.digest:
         identity["method"] = f"{method.section}.py with sha256 {method.digest}"
     return identity
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Path):
+        return f"file with sha256 {sha256_file(value)}" if value.is_file() else str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def fingerprint_of(config: Config) -> str:
@@ -112,22 +119,16 @@ def run_folder(config: Config) -> RunFolder:
     return RunFolder(Path("runs") / f"{config.recipe}-{name}")
 
 
-def claim(folder: RunFolder, config: Config) -> None:
-    """Write config.toml into a new folder, or check that the one there is the same.
+def check_claim(folder: RunFolder, config: Config) -> None:
+    """Check that a folder may take a run of this configuration: an empty one, one without a checkpoint, or its own.
 
     A run that ended because almost no label counted as right may go on with other values of the settings that decide
-    that; they are noted in the manifest. Raises `UserError` that lists the differing fields, or if the folder holds
-    something else.
+    that. Raises `UserError` that lists the differing fields, or if the folder holds something else. Writes nothing.
     """
     if folder.config.exists():
-        before, now = identity_of(_stored(folder)), identity_of(config)
-        differing = {name for name in {*before, *now} if before.get(name) != now.get(name)}
-        if differing and differing <= _adjustable(folder):
-            _change(folder, config, {name: [before[name], now[name]] for name in sorted(differing)})
-        elif differing:
-            listed = [
-                f"{name}: {before.get(name)!r} there, {now.get(name)!r} now" for name in sorted(differing)
-            ]
+        differing = _differing(folder, config)
+        if differing and _is_bound(folder) and not differing.keys() <= _adjustable(folder):
+            listed = [f"{name}: {before!r} there, {now!r} now" for name, (before, now) in differing.items()]
             raise UserError(
                 "this run folder belongs to another configuration; nothing was changed",
                 where=f"{folder.path}: " + "; ".join(listed),
@@ -145,7 +146,32 @@ def claim(folder: RunFolder, config: Config) -> None:
             where=f"{folder.path}: {', '.join(foreign[:5])}",
             fix="give another --run",
         )
-    write_atomic(folder.config, config_file.dumps(config).encode())
+
+
+def claim(folder: RunFolder, config: Config) -> None:
+    """Write config.toml, where `check_claim` has allowed it; what a collapsed run changes is noted in the manifest."""
+    differing = _differing(folder, config) if folder.config.exists() else {}
+    if differing and _is_bound(folder):
+        manifest = read_json(folder.manifest)
+        changes = [*manifest.get("changed", []), {name: list(pair) for name, pair in differing.items()}]
+        write_json(folder.manifest, {**manifest, "changed": changes})
+    if differing or not folder.config.exists():
+        write_atomic(folder.config, config_file.dumps(config).encode())
+
+
+def _differing(folder: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
+    """The fields that decide the result and are not as they were: name -> (there, now)."""
+    before, now = identity_of(_stored(folder)), identity_of(config)
+    return {
+        name: (before.get(name), now.get(name))
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    }
+
+
+def _is_bound(folder: RunFolder) -> bool:
+    """Whether something was trained here: a folder without a checkpoint binds nobody."""
+    return folder.result.exists() or bool(list_checkpoints(folder.checkpoints))
 
 
 def _stored(folder: RunFolder) -> Config:
@@ -161,9 +187,3 @@ def _adjustable(folder: RunFolder) -> set[str]:
     """The settings that a run which ended for want of labels may go on with another value of."""
     progress = read_json(folder.progress) if folder.progress.exists() else {}
     return set(progress.get("adjustable", ()))
-
-
-def _change(folder: RunFolder, config: Config, changes: dict[str, list[Any]]) -> None:
-    manifest = read_json(folder.manifest)
-    write_json(folder.manifest, {**manifest, "changed": [*manifest.get("changed", []), changes]})
-    write_atomic(folder.config, config_file.dumps(config).encode())

@@ -138,7 +138,9 @@ def test_rows_learn_by_gradient_descent_on_the_mean_loss(machine, split, eyes):
 
 def test_two_networks_start_with_different_weights(machine):
     one, other = fresh_networks(2, ModelConfig(width=4), C, 1, machine)
-    alike = [torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True) if p.ndim > 1]
+    alike = [
+        torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True) if p.ndim > 1
+    ]
     assert alike
     assert not any(alike)
     again = fresh_networks(1, ModelConfig(width=4), C, 1, machine)[0]

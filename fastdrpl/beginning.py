@@ -1,0 +1,138 @@
+"""The beginning of a run: everything that may be refused is opened and checked before the folder is written to."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastdrpl.checkpoint import list_checkpoints, remove_leftovers
+from fastdrpl.config import Config
+from fastdrpl.console import say, warn
+from fastdrpl.errors import DataError
+from fastdrpl.eyes import Eyes
+from fastdrpl.files import read_json, write_json
+from fastdrpl.folder import RunFolder, claim, fingerprint_of
+from fastdrpl.journal import NoJournal
+from fastdrpl.loaders.dataset import Dataset
+from fastdrpl.loading import choose_loaders, open_loader, order_of
+from fastdrpl.machine import Machine, describe_versions
+from fastdrpl.noise import achieved
+from fastdrpl.pixels import resolve_transform
+from fastdrpl.recipes import recipe_named
+from fastdrpl.stages import Stage
+from fastdrpl.state import RunState
+from fastdrpl.view import View, open_data, test_view, training_view
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins, or goes on, with."""
+
+    data: Dataset
+    train: View
+    test: View | None
+    loaders: dict[str, str]
+    train_eyes: Eyes
+    test_eyes: Eyes | None
+    test_label: torch.Tensor | None
+    state: RunState
+
+    def say_what_runs(self) -> None:
+        """A line on machine and data, from rank 0."""
+        machine = self.state.machine
+        if machine.main:
+            where = machine.describe()
+            say(
+                f"{where['gpu'] or 'CPU'}, {machine.precision}, {machine.world} rank(s), "
+                f"{machine.threads} threads, loader {type(self.train_eyes.loader).__name__}, "
+                f"{len(self.train.labels)} training images, {self.state.classes} classes"
+            )
+
+    def close(self) -> None:
+        """Give back the loaders."""
+        for eyes in (self.train_eyes, self.test_eyes):
+            if eyes is not None:
+                eyes.loader.close()
+
+
+def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, machine: Machine) -> Beginning:
+    """Data, labels, loaders, networks. Raises `UserError` or `DataError` for what cannot be had; writes nothing but
+    the embedded digits."""
+    if machine.main:
+        say(f"run folder {folder.path}")
+    with machine.main_first():
+        data = open_data(config, folder)
+    if machine.main and data.source.kind not in recipe_named(config.recipe).kinds:
+        warn(f"the recipe is {config.recipe}, the data are {data.source.kind}")
+    train, test = training_view(config, data), test_view(config, data)
+    transform = resolve_transform(config.augment, data)
+    identity = identity_of_run(config, data, train)
+    if list_checkpoints(folder.checkpoints):
+        refuse_others(folder, identity)
+    before = read_json(folder.manifest).get("loaders") if folder.manifest.exists() else None
+    views = [train] if test is None else [train, test]
+    loaders = choose_loaders(config.engine, views, machine, config.order, before)
+    given = torch.tensor(train.labels.given, device=machine.device)
+    classes = len(train.labels.class_names)
+    state = RunState(config, plan, folder, machine, identity, NoJournal(), given, classes)
+    eyes = [
+        Eyes(
+            open_loader(loaders[view.split.name], config.engine, view, machine),
+            transform,
+            len(view.labels),
+            order_of(config.order, view),
+            config.engine.eval_batch,
+        )
+        for view in views
+    ]
+    if machine.main:
+        for note in train.notes:
+            say(note)
+    label = None if test is None else torch.tensor(test.labels.truth, device=machine.device)
+    return Beginning(data, train, test, loaders, eyes[0], eyes[1] if test else None, label, state)
+
+
+def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, machine: Machine) -> None:
+    """config.toml, manifest.json and the labels of a run that has no checkpoint yet."""
+    claim(folder, config)
+    if not list_checkpoints(folder.checkpoints):
+        labels = beginning.train.labels
+        labels.save(folder.noise)
+        write_json(folder.noise_rates, achieved(labels))
+        write_json(
+            folder.manifest,
+            {
+                "schema": MANIFEST_VERSION,
+                "identity": beginning.state.identity,
+                "data": str(beginning.data.path.resolve()),
+                "samples": len(labels),
+                "classes": list(labels.class_names),
+                "machine": machine.describe(),
+                "loaders": beginning.loaders,
+                "versions": describe_versions(),
+            },
+        )
+    for place in (folder.path, folder.checkpoints):
+        remove_leftovers(place)
+
+
+def identity_of_run(config: Config, data: Dataset, train: View) -> dict[str, str]:
+    """What decides the result, as hashes."""
+    return {
+        "config": fingerprint_of(config),
+        "data": data.fingerprint,
+        "labels": train.labels.fingerprint,
+    }
+
+
+def refuse_others(folder: RunFolder, identity: dict[str, str]) -> None:
+    """Raise `DataError` where the data or labels are not those that the run began with."""
+    before = read_json(folder.manifest)["identity"]
+    for name in ("data", "labels"):
+        if before.get(name) != identity[name]:
+            raise DataError(
+                f"the {name} of this run folder changed since the run began",
+                where=str(folder.path),
+                fix="give another --run, or bring the data back to what they were",
+            )
