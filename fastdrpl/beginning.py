@@ -15,6 +15,7 @@ from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
 from fastdrpl.machine import Machine, describe_versions
+from fastdrpl.methods import load_method
 from fastdrpl.noise import achieved
 from fastdrpl.pixels import resolve_transform
 from fastdrpl.recipes import recipe_named
@@ -119,20 +120,22 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
 
 def identity_of_run(config: Config, data: Dataset, train: View) -> dict[str, str]:
     """What decides the result, as hashes."""
-    return {
+    identity = {
         "config": fingerprint_of(config),
         "data": data.fingerprint,
         "labels": train.labels.fingerprint,
     }
+    method = load_method(config.method)
+    return {**identity, "method": method.digest} if method.digest else identity
 
 
 def refuse_others(folder: RunFolder, identity: dict[str, str]) -> None:
-    """Raise `DataError` where the data or labels are not those that the run began with."""
+    """Raise `DataError` where data, labels or the file of a method are not those that the run began with."""
     before = read_json(folder.manifest)["identity"]
-    for name in ("data", "labels"):
-        if before.get(name) != identity[name]:
+    for name in ("data", "labels", "method"):
+        if before.get(name) != identity.get(name):
             raise DataError(
                 f"the {name} of this run folder changed since the run began",
                 where=str(folder.path),
-                fix="give another --run, or bring the data back to what they were",
+                fix=f"give another --run, or bring the {name} back to what they were",
             )

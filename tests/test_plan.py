@@ -32,6 +32,7 @@ def judged(config, **changes):
 
 
 """
+LAST = len(HEAD.splitlines()) + 2  # of a file with one line in `stages`
 PLANS = {
     "return ()": "returned tuple, not a tuple of Stage",
     "return 3": "returned int, not a tuple of Stage",
@@ -42,8 +43,8 @@ PLANS = {
     "return (judged(config, networks=0),)": "0 networks",
     "return (judged(config, start='previous'),)": "starts from a stage before it",
     "return (judged(config, looks=(Look(into='seen', read='loss'),)),)": "nobody reads",
-    "return (judged(config, objective_typo=1),)": "line 17: TypeError",
-    "return 1 / 0": "line 17: ZeroDivisionError: division by zero",
+    "return (judged(config, objective_typo=1),)": "TypeError: Stage.__init__() got an unexpected keyword argument 'objective_typo'",
+    "return 1 / 0": f"line {LAST}: ZeroDivisionError: division by zero",
 }
 
 
@@ -160,8 +161,8 @@ def test_the_method_in_the_docs_is_short_and_runs(tmp_path, capsys):
     path.write_text(code + "# changed\n")
     load_method.cache_clear()
     capsys.readouterr()
-    assert main(words) == 2
-    assert "smooth.py with sha256" in capsys.readouterr().err
+    assert main(words) == 3
+    assert "the method of this run folder changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)
