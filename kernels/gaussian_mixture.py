@@ -81,9 +81,8 @@ def fit_gaussian_mixture(
             "at least 0 and a positive number"
         )
     if numbers[0] == numbers[-1]:
-        mean = (float(numbers[0]), float(numbers[0]))
-        note = f"all {numbers.size} values are equal: they make one component"
-        return GaussianMixture(mean, (variance_floor, variance_floor), (1.0, 0.0), 0, True, (note,))
+        only, note = float(numbers[0]), f"all {numbers.size} values are equal: they make one component"
+        return GaussianMixture((only, only), (variance_floor, variance_floor), (1.0, 0.0), 0, True, (note,))
     high = np.arange(numbers.size) >= lower_group(numbers)
     mean, variance, weight = _maximise(numbers, high.astype(np.float64), variance_floor)
     bound, converged, done = -math.inf, False, 0

@@ -127,9 +127,9 @@ RECIPES = {
     "folder": _PHOTOS,
     "digits": {
         "own: small and quick": {
-            "schedule": Schedule(epochs=20, milestones=(15,)),
-            "warmup_epochs": 8,
-            "rampup": 6,
+            "schedule": Schedule(epochs=14, milestones=(12,)),
+            "warmup_epochs": 7,
+            "rampup": 4,
             "optimiser": "run",
         }
     },
