@@ -149,7 +149,7 @@ def start(file, *words):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_every_cell_and_the_same_command_goes_on(tmp_path, number):
-    epochs = 150
+    epochs = 100
     text = TINY.replace('"ce", "drpl"', '"ce"').replace("seeds = [1]", "seeds = [1, 2, 3]")
     text = text.replace("epochs = 2\nmilestones", f"epochs = {epochs}\nmilestones")
     text = text.replace("limit = 160", "limit = 160\ntest_every = 0")
