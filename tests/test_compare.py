@@ -41,17 +41,18 @@ limit_test = 60
 batch_size = 32
 model.width = 4
 engine.threads = 1
-ce.schedule.epochs = 2
-ce.schedule.milestones = []
-drpl.relabel.epochs = 3
-drpl.relabel.milestones = []
-drpl.given_epochs = 2
-drpl.average = 2
-drpl.gamma1 = 0.9
-drpl.semi1.epochs = 2
-drpl.semi1.milestones = []
-drpl.semi2.epochs = 2
-drpl.semi2.milestones = []
+
+[methods.ce.ce.schedule]
+epochs = 2
+milestones = []
+
+[methods.drpl.drpl]
+given_epochs = 2
+average = 2
+gamma1 = 0.9
+relabel = { epochs = 3, milestones = [] }
+semi1 = { epochs = 2, milestones = [] }
+semi2 = { epochs = 2, milestones = [] }
 """
 
 
@@ -148,9 +149,10 @@ def start(file, *words):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_every_cell_and_the_same_command_goes_on(tmp_path, number):
-    epochs = 150
+    epochs = 100
     text = TINY.replace('"ce", "drpl"', '"ce"').replace("seeds = [1]", "seeds = [1, 2, 3]")
-    text = text.replace("ce.schedule.epochs = 2", f"ce.schedule.epochs = {epochs}") + "test_every = 0\n"
+    text = text.replace("epochs = 2\nmilestones", f"epochs = {epochs}\nmilestones")
+    text = text.replace("limit = 160", "limit = 160\ntest_every = 0")
     file, out = write(tmp_path, text), tmp_path / "out"
     runs = [out / "digits" / "ce" / "U-0.2" / f"seed-{seed}" for seed in (1, 2, 3)]
 

@@ -31,8 +31,10 @@ out = "out"
 limit = 100
 limit_test = 40
 model.width = 4
-ce.schedule.epochs = 1
-ce.schedule.milestones = []
+
+[methods.ce.ce.schedule]
+epochs = 1
+milestones = []
 
 [slurm]
 timeout_min = 5

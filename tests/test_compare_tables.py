@@ -156,8 +156,8 @@ def test_a_run_that_was_stopped_is_no_failure(tmp_path):
         ("epochs_scale = 0.1", "epochs_scale = 0.1 (recipe: 1.0)"),
         ("limit = 500", "limit = 500 (recipe: 0)"),
         ("model.width = 8", "model.width = 8 (recipe: 64)"),
-        ("ce.schedule.epochs = 3", "ce.schedule.epochs = 3 (recipe: 120)"),
-        ("ce.schedule.milestones = [1]", "ce.schedule.milestones = 1 (recipe: 40 80)"),
+        ("[methods.ce]\nce.schedule.epochs = 100", "ce.schedule.epochs = 100 (recipe: 120) of ce"),
+        ("[methods.ce]\nce.schedule.milestones = [1]", "ce.schedule.milestones = 1 (recipe: 40 80) of ce"),
     ],
 )
 def test_scaled_runs_are_marked_and_not_compared(tmp_path, flags, text):
@@ -170,6 +170,8 @@ def test_scaled_runs_are_marked_and_not_compared(tmp_path, flags, text):
     (note,) = (note for note in table.notes if note.startswith("Scaled runs"))
     assert text in note
     assert "83.32" not in markdown("g", [table])
+    of_all = "[methods" not in flags
+    assert row(table, "DRPL", "paper") == ["not comparable" if of_all else "92.92"]
 
 
 def test_other_settings_are_named_and_compared(tmp_path):

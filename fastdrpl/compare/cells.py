@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-import hashlib
+import functools
 import io
 import itertools
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 from fastdrpl.compare.grid import Data, Grid, Method, Noise
 from fastdrpl.errors import UserError
+from fastdrpl.files import sha256_file
 from fastdrpl.names import nearest
 
 FILES = "files"  # below the folder of a grid: copies of the files that its flags name
@@ -57,6 +58,7 @@ class Plan:
 def plan_cells(grid: Grid) -> Plan:
     """All cells of a grid. Raises UserError for flags that `fastdrpl train` does not take, with the cell's name."""
     files: dict[str, Path] = {}
+    paths: set[str] = set()  # flags that name a file
     options: dict[tuple[str, str, str], dict[str, Any]] = {}
     for data in grid.data:
         for method in grid.methods:
@@ -66,11 +68,14 @@ def plan_cells(grid: Grid) -> Plan:
                     **grid.method_flags.get(method.label, {}),
                     **{f"noise.{key}": value for key, value in noise.options.items()},
                 }
-                where = f"{grid.file}, {data.label}/{method.label}/{noise.label}"
-                paths = _check_options(grid, data, method, merged, where)
-                for key, path in paths.items():
-                    merged[key] = _keep(path, files)
                 options[data.label, method.label, noise.label] = merged
+                # Noises and methods do not depend on each other: every flag is read in one of these.
+                if method is grid.methods[0] or noise is grid.noises[0]:
+                    where = f"{grid.file}, {data.label}/{method.label}/{noise.label}"
+                    paths |= _check_options(grid, data, method, merged, where)
+    for merged in options.values():
+        for key in paths & merged.keys():
+            merged[key] = _keep(grid.resolve(str(merged[key])), key, files)
     cells = [
         _cell(data, method, noise, seed, options[data.label, method.label, noise.label])
         for seed in grid.seeds
@@ -127,13 +132,11 @@ def _cell(data: Data, method: Method, noise: Noise, seed: int, options: dict[str
     return Cell(data, method, noise, seed, (*words, cell.name), options)
 
 
-def _check_options(
-    grid: Grid, data: Data, method: Method, options: dict[str, Any], where: str
-) -> dict[str, Path]:
-    """Have the command line read the flags: -> those that name a file, with its absolute path."""
-    from fastdrpl.config import flatten
+def _check_options(grid: Grid, data: Data, method: Method, options: dict[str, Any], where: str) -> set[str]:
+    """Have the command line read the flags: -> those that name a file."""
+    from fastdrpl.settings import flatten
 
-    known = flatten(_read_words(["train", data.recipe, "--method", method.value], where))
+    known = _known_flags(data.recipe, method.value, str(grid.file))
     for key in options:
         if key not in known:
             what = f"unknown flag {key!r}{nearest(key, known)}"
@@ -142,13 +145,15 @@ def _check_options(
     for key, value in options.items():
         words += flag_words(key, value)
     read = flatten(_read_words(words, where))
-    paths = {}
-    for key, value in options.items():
-        if isinstance(read.get(key), Path):
-            paths[key] = grid.resolve(str(value))
-            if not paths[key].is_file():
-                raise UserError(f"{key} names a file that is not there", where=str(paths[key]))
-    return paths
+    return {key for key in options if isinstance(read.get(key), Path)}
+
+
+@functools.cache
+def _known_flags(recipe: str, method: str, where: str) -> tuple[str, ...]:
+    """Every flag of a method, by dotted name."""
+    from fastdrpl.settings import flatten
+
+    return tuple(flatten(_read_words(["train", recipe, "--method", method], where)))
 
 
 def _read_words(words: list[str], where: str) -> Any:
@@ -169,9 +174,11 @@ def _read_words(words: list[str], where: str) -> Any:
         raise UserError(text, where=where, fix="fastdrpl train RECIPE --help lists every flag") from None
 
 
-def _keep(path: Path, files: dict[str, Path]) -> str:
+def _keep(path: Path, key: str, files: dict[str, Path]) -> str:
     """The name below the folder of the grid under which a file is kept: another content has another name."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    if not path.is_file():
+        raise UserError(f"{key} names a file that is not there", where=str(path))
+    digest = sha256_file(path)[:8]
     name = f"{FILES}/{path.stem}-{digest}{path.suffix}"
     files[name] = path
     return name

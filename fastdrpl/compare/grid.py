@@ -133,7 +133,15 @@ def read_grid(file: Path, *, known_methods: typing.Collection[str], out: Path | 
     ):
         _refuse_twice(what, labels, where)
     per_method = _take(table, "methods", dict, where, default={})
-    _refuse_unknown(per_method, [method.label for method in methods], "method", where, prefix="methods.")
+    known = dict.fromkeys([*(method.label for method in methods), *known_methods])
+    _refuse_unknown(per_method, known, "method", where, prefix="methods.")
+    flags = _flags(_take(table, "flags", dict, where, default={}), "flags", where)
+    for key in flags:
+        if "." in key and key.partition(".")[0] in known:
+            fix = f"move it below [methods.{key.partition('.')[0]}]"
+            raise UserError(
+                f"{key!r} is a setting of one method, and [flags] are of all", where=where, fix=fix
+            )
     folder = _take(grid, "out", str, where, default=f"runs/{name}")
     return Grid(
         file=file,
@@ -144,7 +152,7 @@ def read_grid(file: Path, *, known_methods: typing.Collection[str], out: Path | 
         methods=methods,
         noises=noises,
         seeds=seeds,
-        flags=_flags(_take(table, "flags", dict, where, default={}), "flags", where),
+        flags=flags,
         method_flags={
             key: _flags(_take(per_method, key, dict, where), f"methods.{key}", where) for key in per_method
         },

@@ -106,7 +106,7 @@ def _tabular(table: Table) -> str:
     kinds = "l" * table.labels + "r" * (len(table.columns) - table.labels)
     lines = [
         "\\begin{table}",
-        f"\\caption{{{_escape(table.title)}. {_escape(' '.join(table.notes))}}}",
+        f"\\caption{{{_escape(table.title)}}}",
         f"\\begin{{tabular}}{{{kinds}}}",
         "\\toprule",
         " & ".join(map(_escape, table.columns)) + " \\\\",
@@ -114,6 +114,7 @@ def _tabular(table: Table) -> str:
         *(f"{row} \\\\" for row in rows),
         "\\bottomrule",
         "\\end{tabular}",
+        *(f"\\par\\footnotesize {_escape(note)}" for note in table.notes),
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"

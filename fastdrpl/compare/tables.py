@@ -71,7 +71,7 @@ def build_tables(grid: Grid, runs: Sequence[Run]) -> list[Table]:
     entries = entries_of(runs)
     tables = []
     for data in grid.data:
-        notes = _notes(grid, [run for run in runs if run.cell.data == data], entries)
+        notes = _notes(grid, [run for run in runs if run.cell.data == data])
         if grid.table == "plain":
             tables.append(_plain(grid, data, entries, notes))
         elif grid.table == "III":
@@ -119,11 +119,11 @@ def _down(
                 [name, line.name, *(figure(e, line.measure, line.factor, line.digits) for e in cells)]
             )
             shown.append((line, cells))
+            name = ""  # once for all its lines
             numbers = [_published(line, entry) for entry in cells]
             for extra in _paper_rows(line, cells, numbers) if line.compare and any(numbers) else []:
-                rows.append([name, *extra])
+                rows.append(["", *extra])
                 shown.append(None)
-            name = ""
     title = f"{_NAMES[grid.table]}: {data.label}{suffix}"
     columns = ["method", "", *(noise.label for noise in noises)]
     return Table(title, columns, rows, notes, _bold_rows(shown, 2))
@@ -214,7 +214,7 @@ def _bold_rows(shown: Sequence[tuple[_Line, list[Entry]] | None], labels: int) -
     return frozenset(bold)
 
 
-def _notes(grid: Grid, runs: Sequence[Run], entries: Entries) -> list[str]:
+def _notes(grid: Grid, runs: Sequence[Run]) -> list[str]:
     """What a reader must know: how many seeds, what is scaled, what differs from the recipe, what failed."""
     count = len(grid.seeds)
     seeds = ", ".join(map(str, grid.seeds))
