@@ -43,7 +43,7 @@ PLANS = {
     "return (judged(config, networks=0),)": "0 networks",
     "return (judged(config, start='previous'),)": "starts from a stage before it",
     "return (judged(config, looks=(Look(into='seen', read='loss'),)),)": "nobody reads",
-    "return (judged(config, objective_typo=1),)": "TypeError: Stage.__init__() got an unexpected keyword argument 'objective_typo'",
+    "return (judged(config, objective_typo=1),)": "unexpected keyword argument 'objective_typo'",
     "return 1 / 0": f"line {LAST}: ZeroDivisionError: division by zero",
 }
 
