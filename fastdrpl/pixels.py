@@ -1,15 +1,17 @@
 """From a batch of stored pixels to the network's input: the augmentation of a pass, after any loader."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastdrpl.config import AugmentConfig
 from fastdrpl.errors import UserError
-from fastdrpl.kernels.augment import LARGEST_RESIZED, augment, augment_resized, centre
+from fastdrpl.kernels.augment import LARGEST_RESIZED, augment, centre
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.kernels.mixup import augment_pair
+from fastdrpl.kernels.philox import Stream
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Pass
@@ -26,33 +28,31 @@ class Transform:
     std: tuple[float, float, float]
     crop: Literal["pad", "resized"] = "pad"
 
-    def train(self, batch: Batch, pass_: Pass) -> Tensor:
-        """Randomly cropped and flipped as the pass keys it: -> (B, 3, size, size) float32."""
-        if self.crop == "resized":
-            return augment_resized(*batch, pass_.stream, flip=self.flip, **self._output(batch))
-        return augment(*batch, pass_.stream, pad=self.pad, flip=self.flip, **self._output(batch))
+    def train(self, batch: Batch, stream: Stream | Tensor) -> Tensor:
+        """Randomly cropped and flipped as the stream keys it: -> (B, 3, size, size) float32."""
+        return augment(*batch, stream, self._crop(batch))
 
-    def pair(self, batch: Batch, pass_: Pass, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(
+        self, batch: Batch, stream: Stream | Tensor, partner: Tensor, coefficient: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """`train`, and the same mixed: coefficient () * image + (1 - coefficient) * that of `partner` (B,)."""
-        return augment_pair(
-            *batch,
-            pass_.stream,
-            partner,
-            coefficient,
-            crop=self.crop,
-            pad=self.pad,
-            flip=self.flip,
-            **self._output(batch),
-        )
+        return augment_pair(*batch, stream, partner, coefficient, self._crop(batch))
 
     def plain(self, batch: Batch) -> Tensor:
         """Centre crop: -> (B, 3, size, size) float32."""
-        return centre(batch.pixels, batch.rows, **self._output(batch))
+        return centre(batch.pixels, batch.rows, self._crop(batch))
 
-    def _output(self, batch: Batch) -> dict[str, Any]:
-        # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
-        layout = torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format
-        return {"size": self.size, "mean": self.mean, "std": self.std, "memory_format": layout}
+    def _crop(self, batch: Batch) -> Crop:
+        return Crop(
+            kind=self.crop,
+            pad=self.pad if self.crop == "pad" else 0,
+            size=self.size,
+            flip=self.flip,
+            mean=self.mean,
+            std=self.std,
+            # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
+            memory_format=torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Augmented:
 
     def plain(self) -> Tensor:
         """(B, 3, size, size)."""
-        return self.transform.train(self.batch, self.pass_)
+        return self.transform.train(self.batch, self.pass_.stream)
 
     def pair(self, partner: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
         """The same and its mixture, see `Transform.pair`."""
-        return self.transform.pair(self.batch, self.pass_, partner, coefficient)
+        return self.transform.pair(self.batch, self.pass_.stream, partner, coefficient)
 
 
 def resolve_transform(config: AugmentConfig, dataset: Dataset) -> Transform:
