@@ -25,6 +25,7 @@ import torch
 from bench.loader_peers import walk_dali, walk_ffcv, walk_pillow
 from bench.rows import RESULTS, measure_in_turns, write_row
 from fastdrpl.kernels.augment import augment, augment_uint8, crop_window, gather_crops
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.loaders.batch import Loader
 from fastdrpl.loaders.beton import BetonWriter
 from fastdrpl.loaders.beton_tables import read_tables
@@ -112,7 +113,7 @@ def walk_ours(
         epoch += 1
         for batch in loader.epoch(Order(np.arange(images), case.batch_size, pass_, shuffle=True)):
             if then == "float32":
-                augment(*batch, pass_.stream, **crop, mean=MEAN, std=STD)
+                augment(*batch, pass_.stream, Crop(**crop, mean=MEAN, std=STD))
             elif then == "uint8":
                 augment_uint8(*batch, pass_.stream, **crop, out=buffer[: len(batch.rows)])
         if device.type == "cuda":

@@ -12,12 +12,13 @@ from torch import Tensor
 from fastdrpl.errors import UserError
 from fastdrpl.eyes import Eyes
 from fastdrpl.kernels.loss_head import Share
+from fastdrpl.kernels.streams import stream_tensor
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.order import Order, Pass
 from fastdrpl.machine import Machine
 from fastdrpl.stages import WALKS, Objective, Walk, walk_view
-from fastdrpl.steps import StepInputs, body, words_for
+from fastdrpl.steps import StepInputs, body
 from fastdrpl.store import LabelStore
 
 
@@ -45,7 +46,7 @@ class Course:
         while number < stop:
             repeat, step = divmod(number, len(self.first))
             pass_ = self.pass_of(repeat)
-            words = words_for(pass_, machine.device)
+            words = stream_tensor(pass_.stream, machine.device)
             order = self.first if repeat == 0 else self.order(pass_)
             for batch in eyes.loader.epoch(order, start_step=step):
                 yield batch, words

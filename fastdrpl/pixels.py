@@ -1,14 +1,15 @@
 """From a batch of stored pixels to the network's input: the augmentation of a pass, after any loader."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastdrpl.config import AugmentConfig
 from fastdrpl.errors import UserError
-from fastdrpl.kernels.augment import LARGEST_RESIZED, augment, augment_resized, centre
+from fastdrpl.kernels.augment import LARGEST_RESIZED, augment, centre
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.kernels.mixup import augment_pair
 from fastdrpl.kernels.philox import Stream
 from fastdrpl.loaders.batch import Batch
@@ -27,35 +28,31 @@ class Transform:
     std: tuple[float, float, float]
     crop: Literal["pad", "resized"] = "pad"
 
-    def train(self, batch: Batch, stream: Stream) -> Tensor:
+    def train(self, batch: Batch, stream: Stream | Tensor) -> Tensor:
         """Randomly cropped and flipped as the stream keys it: -> (B, 3, size, size) float32."""
-        if self.crop == "resized":
-            return augment_resized(*batch, stream, flip=self.flip, **self._output(batch))
-        return augment(*batch, stream, pad=self.pad, flip=self.flip, **self._output(batch))
+        return augment(*batch, stream, self._crop(batch))
 
     def pair(
-        self, batch: Batch, stream: Stream, partner: Tensor, coefficient: Tensor
+        self, batch: Batch, stream: Stream | Tensor, partner: Tensor, coefficient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """`train`, and the same mixed: coefficient () * image + (1 - coefficient) * that of `partner` (B,)."""
-        return augment_pair(
-            *batch,
-            stream,
-            partner,
-            coefficient,
-            crop=self.crop,
-            pad=self.pad,
-            flip=self.flip,
-            **self._output(batch),
-        )
+        return augment_pair(*batch, stream, partner, coefficient, self._crop(batch))
 
     def plain(self, batch: Batch) -> Tensor:
         """Centre crop: -> (B, 3, size, size) float32."""
-        return centre(batch.pixels, batch.rows, **self._output(batch))
+        return centre(batch.pixels, batch.rows, self._crop(batch))
 
-    def _output(self, batch: Batch) -> dict[str, Any]:
-        # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
-        layout = torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format
-        return {"size": self.size, "mean": self.mean, "std": self.std, "memory_format": layout}
+    def _crop(self, batch: Batch) -> Crop:
+        return Crop(
+            kind=self.crop,
+            pad=self.pad if self.crop == "pad" else 0,
+            size=self.size,
+            flip=self.flip,
+            mean=self.mean,
+            std=self.std,
+            # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
+            memory_format=torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Augmented:
 
     transform: Transform
     batch: Batch
-    words: Tensor  # (5,) int64, the key words of the pass (`words_of`)
+    words: Tensor  # (5,) int64, the key words of the pass (`kernels.streams`)
 
     def __call__(self, view: int = 0) -> Tensor:
         """Augmented: (B, 3, size, size)."""
@@ -78,17 +75,14 @@ class Augmented:
         """The centre crop."""
         return self.transform.plain(self.batch)
 
-    def _stream(self, view: int) -> Stream:
+    def _stream(self, view: int) -> Tensor:
         if not 0 <= view < VIEWS:
             raise ValueError(f"view of a minibatch: got {view}, want 0 <= view < {VIEWS}")
-        low, high, epoch, stage, purpose_view = self.words.tolist()
-        return Stream(low | high << 32, epoch, stage, purpose_view + view)
-
-
-def words_of(stream: Stream) -> Tensor:
-    """The key words of a stream: seed low, seed high, epoch, stage, purpose_view; (5,) int64."""
-    low, high = stream.check().key
-    return torch.tensor([low, high, stream.epoch, stream.stage, stream.purpose_view], dtype=torch.int64)
+        if view == 0:
+            return self.words
+        words = self.words.clone()
+        words[-1] += view
+        return words
 
 
 def resolve_transform(config: AugmentConfig, dataset: Dataset) -> Transform:

@@ -15,6 +15,7 @@ from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.files import explain_write_error
 from fastdrpl.kernels.augment import centre
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
 from fastdrpl.opening import open_run
 from fastdrpl.report.table import printable
@@ -73,6 +74,8 @@ def _write(target: IO[str], network: nn.Module, description: dict[str, Any], fil
     writer, unreadable = csv.writer(target), 0
     writer.writerow(["file", "class", "probability"])
     names = description["class_names"]
+    mean, std = tuple(description["mean"]), tuple(description["std"])
+    crop = Crop(size=description["input_size"], mean=mean, std=std)
     for start in range(0, len(files), _BATCH):
         images, readable = [], []
         for file in files[start : start + _BATCH]:
@@ -85,13 +88,7 @@ def _write(target: IO[str], network: nn.Module, description: dict[str, Any], fil
                 unreadable += 1
         if not images:
             continue
-        inputs = centre(
-            torch.from_numpy(np.stack(images)),
-            torch.arange(len(images)),
-            size=description["input_size"],
-            mean=description["mean"],
-            std=description["std"],
-        )
+        inputs = centre(torch.from_numpy(np.stack(images)), torch.arange(len(images)), crop)
         confidence, best = torch.softmax(network(inputs).float(), 1).max(1)
         for file, k, p in zip(readable, best.tolist(), confidence.tolist(), strict=True):
             writer.writerow([printable(str(file)), names[k], f"{p:.4f}"])

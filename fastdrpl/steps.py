@@ -15,8 +15,7 @@ from torch import Tensor
 from fastdrpl.kernels.loss_head import Share
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.batch import Batch
-from fastdrpl.loaders.order import Pass
-from fastdrpl.pixels import Augmented, Transform, words_of
+from fastdrpl.pixels import Augmented, Transform
 from fastdrpl.stages import Minibatch, Objective, Outcome, Step
 from fastdrpl.store import LabelStore
 
@@ -131,8 +130,3 @@ def total_loss(outcome: Outcome) -> Tensor:
     for loss in losses[1:]:
         total = total + loss
     return total
-
-
-def words_for(pass_: Pass, device: torch.device) -> Tensor:
-    """The key words of a pass on the device: (5,) int64."""
-    return words_of(pass_.stream).to(device)

@@ -8,22 +8,17 @@ launch.
 The references stand first and run on every device. A GPU uses the twin `fastdrpl.kernels.gpu.mixup`.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fastdrpl.kernels.augment import (
-    augment,
-    augment_reference,
-    augment_resized,
-    check_draw,
-    check_output,
-    check_resized,
-)
+from fastdrpl.kernels.augment import augment, augment_reference
+from fastdrpl.kernels.augment_checks import check_augment
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.kernels.dispatch import check_range, choose
 from fastdrpl.kernels.philox import Stream
+from fastdrpl.kernels.streams import words_on
 
 
 def partners(keys: Tensor) -> Tensor:
@@ -46,95 +41,43 @@ def augment_pair_reference(
     stream: Stream | Tensor,
     partner: Tensor,
     coefficient: Tensor,
-    crop: str,
-    pad: int,
-    size: int,
-    flip: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-    channels_last: bool,
+    crop: Crop,
 ) -> tuple[Tensor, Tensor]:
     """`augment_pair` in plain torch, on any device, nothing checked: augmented in float32, mixed, then converted."""
-    plain = augment_reference(
-        pixels, rows, index, stream, crop, pad, size, flip, mean, std, torch.float32, channels_last
-    )
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return plain.to(dtype), mix(plain, partner, coefficient).to(dtype, memory_format=layout)
+    plain = augment_reference(pixels, rows, index, stream, replace(crop, dtype=torch.float32))
+    return _with_mixture(plain, partner, coefficient, crop)
 
 
 def augment_pair(
     pixels: Tensor,
     rows: Tensor,
     index: Tensor,
-    stream: Stream,
+    stream: Stream | Tensor,
     partner: Tensor,
     coefficient: Tensor,
-    *,
-    crop: Literal["pad", "resized"] = "pad",
-    pad: int = 0,
-    size: int,
-    flip: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.contiguous_format,
+    crop: Crop,
 ) -> tuple[Tensor, Tensor]:
     """A batch augmented, and the same mixed: two tensors (B, 3, size, size), in one pass on a GPU.
 
-    The first is that of `augment` or, with crop "resized" (which has no padding), of `augment_resized`; the second
-    is coefficient * first + (1 - coefficient) * first[partner], computed in float32. `partner` int64 (B,), positions
-    in the batch; `coefficient` float32 (); both on the device of the pixels, so that no step waits for the host.
-    The other arguments, and errors, as `augment`.
+    The first is that of `augment`; the second is coefficient * first + (1 - coefficient) * first[partner], computed in
+    float32. `partner` int64 (B,), positions in the batch; `coefficient` float32 (); both on the device of the pixels,
+    so that no step waits for the host. The other arguments, and errors, as `augment`.
     """
-    if crop == "resized":
-        check_resized(pixels, rows, index, stream, size)
-    elif crop == "pad":
-        check_draw(pixels, rows, index, stream, pad, size)
-    else:
-        raise ValueError(f"crop: got {crop!r}, want 'pad' or 'resized'")
-    check_output(pixels, mean, std, dtype, memory_format)
+    stream = check_augment(pixels, rows, index, stream, crop)
     _check_mixture(rows, partner, coefficient)
-    channels_last = memory_format == torch.channels_last
     if choose("mixup", pixels.device.type) == "triton":
         from fastdrpl.kernels.gpu.mixup import augment_pair as twin
-        from fastdrpl.kernels.gpu.philox import stream_tensor
 
-        words, means, stds = stream_tensor(stream, pixels.device), list(mean), list(std)
-        return twin(
-            pixels,
-            rows,
-            index,
-            words,
-            partner,
-            coefficient,
-            crop,
-            pad,
-            size,
-            flip,
-            means,
-            stds,
-            dtype,
-            channels_last,
-        )
-    if crop == "resized":
-        plain = augment_resized(
-            pixels, rows, index, stream, size=size, flip=flip, mean=mean, std=std, memory_format=memory_format
-        )
-    else:
-        plain = augment(
-            pixels,
-            rows,
-            index,
-            stream,
-            pad=pad,
-            size=size,
-            flip=flip,
-            mean=mean,
-            std=std,
-            memory_format=memory_format,
-        )
-    return plain.to(dtype), mix(plain, partner, coefficient).to(dtype, memory_format=memory_format)
+        words = words_on(stream, pixels.device)
+        return twin(pixels, rows, index, words, partner, coefficient, *crop.unpacked())
+    plain = augment(pixels, rows, index, stream, replace(crop, dtype=torch.float32))
+    return _with_mixture(plain, partner, coefficient, crop)
+
+
+def _with_mixture(plain: Tensor, partner: Tensor, coefficient: Tensor, crop: Crop) -> tuple[Tensor, Tensor]:
+    """Both in the type of the crop, from what was augmented in float32."""
+    mixed = mix(plain, partner, coefficient)
+    return plain.to(crop.dtype), mixed.to(crop.dtype, memory_format=crop.memory_format)
 
 
 def _check_mixture(rows: Tensor, partner: Tensor, coefficient: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastdrpl.kernels import philox
 from fastdrpl.kernels.dispatch import choose
 from fastdrpl.kernels.philox import Stream
+from fastdrpl.kernels.streams import check_stream, draw_words, words_on
 
 RING_TYPES = (torch.float32, torch.float16)
 # A count that is short of a whole number by no more is that number: 0.29 * 100 is 28.999...
@@ -75,6 +76,12 @@ def renewed_targets(
     return redraw_uniform(torch.where(unlabelled[:, None], prediction, target), unlabelled, keys, count)
 
 
+def sample_keys_reference(stream: Tensor, samples: int) -> Tensor:
+    """`sample_keys` of a stream's tensor, on its device, in plain torch."""
+    word0, word1, _, _ = draw_words(stream, torch.arange(samples, device=stream.device))
+    return philox.shuffle_keys(word0, word1)
+
+
 # --- the public operations ---
 
 
@@ -104,13 +111,18 @@ def ring_update(ring: Tensor, epoch: int, prediction: Tensor, mean: Tensor | Non
         mean.copy_(ring_mean(ring, epoch))
 
 
-def sample_keys(stream: Stream, samples: int, device: torch.device) -> Tensor:
-    """A sorting key for each of the samples 0..N-1, drawn from a stream: (N,) int64 below 2^63, on the device."""
+def sample_keys(stream: Stream | Tensor, samples: int, device: torch.device) -> Tensor:
+    """A sorting key for each of the samples 0..N-1, drawn from a stream: (N,) int64 below 2^63, on the device.
+
+    The stream may be a tensor on the device (`streams.stream_tensor`). Raises TypeError or ValueError for another.
+    """
+    stream = check_stream(stream, device)
     if choose("pseudo_label", device.type) == "triton":
-        from fastdrpl.kernels.gpu import philox as gpu_philox
         from fastdrpl.kernels.gpu import pseudo_label as twin
 
-        return twin.draw_keys(gpu_philox.stream_tensor(stream, device), samples)
+        return twin.draw_keys(words_on(stream, device), samples)
+    if isinstance(stream, Tensor):
+        return sample_keys_reference(stream, samples)
     from fastdrpl.kernels.cpu.philox import words
 
     word0, word1, _, _ = words(stream, np.arange(samples))
@@ -118,7 +130,7 @@ def sample_keys(stream: Stream, samples: int, device: torch.device) -> Tensor:
 
 
 def renew_targets(
-    target: Tensor, prediction: Tensor, labelled: Tensor, stream: Stream, fraction: float
+    target: Tensor, prediction: Tensor, labelled: Tensor, stream: Stream | Tensor, fraction: float
 ) -> None:
     """Make the targets of the next epoch, in place: unlabelled samples take their prediction, some become uniform.
 

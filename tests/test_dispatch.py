@@ -117,10 +117,10 @@ def test_triton_is_not_loaded_on_a_cpu():
     """It takes a second, and its kernels compile for GPUs only."""
     program = (
         "import sys, torch\n"
-        "from fastdrpl.kernels import augment, dispatch, mixup\n"
+        "from fastdrpl.kernels import augment, crop, dispatch, mixup\n"
         "dispatch.describe(torch.device('cpu'))\n"
         "pixels, rows = torch.zeros((2, 4, 4, 3), dtype=torch.uint8), torch.arange(2)\n"
-        "augment.centre(pixels, rows, size=4, mean=(0, 0, 0), std=(1, 1, 1))\n"
+        "augment.centre(pixels, rows, crop.Crop(size=4, mean=(0, 0, 0), std=(1, 1, 1)))\n"
         "print('triton' in sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -21,6 +21,7 @@ from fastdrpl.checkpoint import list_checkpoints
 from fastdrpl.cli import main, parse_training
 from fastdrpl.detection import guard
 from fastdrpl.errors import CollapseError, PreemptedError
+from fastdrpl.kernels.streams import stream_of
 from fastdrpl.labels import load_labels
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.order import Pass, Purpose
@@ -102,7 +103,7 @@ def test_a_run_with_a_bad_number_ends_with_4_and_goes_on_from_its_last_checkpoin
 
     def spoil(name, transform, batch, stream, *mixture):
         inputs = sound[name](transform, batch, stream, *mixture)
-        if stream == place.stream:
+        if stream_of(stream) == place.stream:
             seen.setdefault("steps", []).append(batch.index.tolist())
             if len(seen["steps"]) == step + 1:
                 for images in inputs if name == "pair" else (inputs,):

@@ -1,5 +1,7 @@
 """Augmentation on a GPU: the kernels against the reference, to the bit in what they draw."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,15 +12,17 @@ from need import need
 
 from fastdrpl.kernels import augment as public
 from fastdrpl.kernels import dispatch
+from fastdrpl.kernels.crop import Crop, pack_crop
 from fastdrpl.kernels.philox import MASK, Stream
 
 need("triton")
 from gpu_window_kernel import window_kernel
 
 from fastdrpl.kernels.gpu import augment as gpu
-from fastdrpl.kernels.gpu.philox import stream_tensor
+from fastdrpl.kernels.streams import stream_tensor
 
 MEAN, STD = [0.49, 0.48, 0.44], [0.2, 0.25, 0.26]
+COLOURS = {"mean": tuple(MEAN), "std": tuple(STD)}
 STREAM = Stream(2**63 + 5, 1, 2, 3)
 # Of a value up to 4 in size, in float32: a multiplication and an addition in another order; then half a digit or,
 # where the interpreter cuts and does not round, a whole one.
@@ -77,7 +81,7 @@ def cases(draw):
 def test_the_kernel_gives_what_the_reference_gives(case):
     pixels, rows, index, stream, crop, pad, size, flip, dtype, channels_last = case
     how = (crop, pad, size, flip, MEAN, STD, dtype, channels_last)
-    expected = public.augment_reference(pixels, rows, index, stream, *how)
+    expected = public.augment_reference(pixels, rows, index, stream, pack_crop(*how))
     result = augment(*on_device(pixels, rows, index), stream_tensor(stream, DEVICE), *how)
     assert_close(result, expected)
     if crop == "pad":
@@ -89,7 +93,7 @@ def test_the_kernel_gives_what_the_reference_gives(case):
         assert torch.equal(out.cpu(), exact)
     if size <= min(pixels.shape[1:3]):
         how = (size, MEAN, STD, dtype, channels_last)
-        expected = public.centre_reference(pixels, rows, *how)
+        expected = public.centre_reference(pixels, rows, pack_crop("pad", 0, size, False, *how[1:]))
         assert_close(centre(*on_device(pixels, rows), *how), expected)
 
 
@@ -104,7 +108,7 @@ def test_either_way_to_deal_a_crop_to_programs(crop, few, height, width, pad, si
     pixels, rows, index = images(3, height, width), torch.tensor([2, 0]), torch.tensor([7, MASK])
     for channels_last in (True, False):
         how = (crop, pad, size, True, MEAN, STD, torch.float32, channels_last)
-        expected = public.augment_reference(pixels, rows, index, STREAM, *how)
+        expected = public.augment_reference(pixels, rows, index, STREAM, pack_crop(*how))
         assert_close(augment(*on_device(pixels, rows, index), stream_tensor(STREAM, DEVICE), *how), expected)
     rows, columns, programs = gpu.blocks_of(size, 2, gpu.NUMBERS[crop])
     assert rows * programs >= size
@@ -164,7 +168,7 @@ def test_rows_and_index_may_be_strided():
     pixels, rows, index = images(6, 5, 5), torch.arange(12) % 6, torch.arange(100, 112)
     how = ("pad", 1, 5, True, MEAN, STD, torch.float32, False)
     moved = on_device(pixels, rows[1::3], index[1::3])
-    expected = public.augment_reference(pixels, rows[1::3], index[1::3], STREAM, *how)
+    expected = public.augment_reference(pixels, rows[1::3], index[1::3], STREAM, pack_crop(*how))
     assert_close(augment(*moved, stream_tensor(STREAM, DEVICE), *how), expected)
 
 
@@ -220,22 +224,18 @@ def test_the_public_operations_run_the_kernels(memory_format):
     assert dispatch.choose("augment", "cuda") == "triton"
     pixels, rows, index = images(50, 40, 36), torch.arange(200) * 7 % 50, torch.arange(200)
     moved = on_device(pixels, rows, index)
-    colours = {"mean": MEAN, "std": STD}
-    layout = {**colours, "memory_format": memory_format}
+    padded = Crop(pad=4, size=32, flip=True, **COLOURS)
+    resized = Crop(kind="resized", size=24, flip=True, **COLOURS)
+    words = stream_tensor(STREAM, DEVICE)
+    for crop, tolerance in ((padded, None), (resized, 1e-5)):
+        laid_out = replace(crop, memory_format=memory_format)
+        expected = public.augment(pixels, rows, index, STREAM, crop)
+        result = public.augment(*moved, STREAM, laid_out)
+        assert_close(result.contiguous(), expected, tolerance)
+        assert torch.equal(public.augment(*moved, words, laid_out), result)
+        expected = public.centre(pixels, rows, crop)
+        assert_close(public.centre(*moved[:2], laid_out).contiguous(), expected)
     crop = {"pad": 4, "size": 32, "flip": True}
-    assert_close(
-        public.augment(*moved, STREAM, **crop, **layout).contiguous(),
-        public.augment(pixels, rows, index, STREAM, **crop, **colours),
-    )
-    assert_close(
-        public.augment_resized(*moved, STREAM, size=24, flip=True, **layout).contiguous(),
-        public.augment_resized(pixels, rows, index, STREAM, size=24, flip=True, **colours),
-        1e-5,
-    )
-    assert_close(
-        public.centre(*moved[:2], size=30, **layout).contiguous(),
-        public.centre(pixels, rows, size=30, **colours),
-    )
     out = torch.empty((200, 32, 32, 3), dtype=torch.uint8, device=DEVICE)
     assert public.augment_uint8(*moved, STREAM, **crop, out=out) is out
     assert torch.equal(out.cpu(), public.augment_uint8(pixels, rows, index, STREAM, **crop))

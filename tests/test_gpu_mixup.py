@@ -1,5 +1,7 @@
 """Augmentation and mixup in one pass: the kernel against augmenting first and mixing then."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gpu_device import DEVICE, FLOAT_TYPES, either, needs_gpu, on_device
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from need import need
 
 from fastdrpl.kernels import mixup as public
-from fastdrpl.kernels.augment import augment, augment_resized
+from fastdrpl.kernels.augment import augment
+from fastdrpl.kernels.crop import Crop, pack_crop
 from fastdrpl.kernels.mixup import augment_pair_reference, mix
 from fastdrpl.kernels.philox import MASK, Stream
 
@@ -16,7 +19,7 @@ need("triton")
 
 from fastdrpl.kernels.gpu import augment as augmenting
 from fastdrpl.kernels.gpu import mixup as gpu
-from fastdrpl.kernels.gpu.philox import stream_tensor
+from fastdrpl.kernels.streams import stream_tensor
 
 MEAN, STD = [0.49, 0.48, 0.44], [0.2, 0.25, 0.26]
 STREAM = Stream(2**63 + 5, 1, 2, 3)
@@ -61,7 +64,7 @@ def cases(draw):
 @settings(max_examples=200)
 def test_the_kernel_gives_what_the_reference_gives(case):
     pixels, rows, index, partner, coefficient, how = case
-    expected = augment_pair_reference(pixels, rows, index, STREAM, partner, coefficient, *how)
+    expected = augment_pair_reference(pixels, rows, index, STREAM, partner, coefficient, pack_crop(*how))
     pixels, rows, index, partner, coefficient = on_device(pixels, rows, index, partner, coefficient)
     words = stream_tensor(STREAM, DEVICE)
     assert_pair(augment_pair(pixels, rows, index, words, partner, coefficient, *how), expected)
@@ -75,7 +78,7 @@ def test_either_way_to_deal_a_crop_to_programs(crop, few, size, monkeypatch):
     pixels, rows, index = images(3, 34, 33), torch.tensor([2, 0]), torch.tensor([7, MASK])
     partner, coefficient = torch.tensor([1, 0]), torch.tensor(0.3)
     how = (crop, 4, size, True, MEAN, STD, torch.float32, True)
-    expected = augment_pair_reference(pixels, rows, index, STREAM, partner, coefficient, *how)
+    expected = augment_pair_reference(pixels, rows, index, STREAM, partner, coefficient, pack_crop(*how))
     pixels, rows, index, partner, coefficient = on_device(pixels, rows, index, partner, coefficient)
     words = stream_tensor(STREAM, DEVICE)
     assert_pair(augment_pair(pixels, rows, index, words, partner, coefficient, *how), expected)
@@ -87,7 +90,7 @@ def test_views_may_be_strided():
     coefficient = torch.tensor([0.1, 0.7])[1]
     how = ("pad", 1, 5, True, MEAN, STD, torch.float32, False)
     given = (pixels, rows, index, STREAM, partner[::2], coefficient)
-    expected = augment_pair_reference(*given, *how)
+    expected = augment_pair_reference(*given, pack_crop(*how))
     assert not torch.allclose(expected[0], expected[1])
     pixels, rows, index, partner = on_device(pixels, rows, index, partner[::2])
     words = stream_tensor(STREAM, DEVICE)
@@ -101,13 +104,22 @@ GOOD = {
     "stream": STREAM,
     "partner": torch.tensor([2, 0, 1]),
     "coefficient": torch.tensor(0.3),
+    "kind": "pad",
     "pad": 2,
     "size": 5,
     "flip": True,
-    "mean": MEAN,
-    "std": STD,
+    "mean": tuple(MEAN),
+    "std": tuple(STD),
 }
 TENSORS = ("pixels", "rows", "index", "partner", "coefficient")
+KINDS = ({"kind": "pad", "pad": 2}, {"kind": "resized", "pad": 0})
+
+
+def arguments(change: dict) -> tuple:
+    """Arguments of `augment_pair`: those of `GOOD`, some of them changed."""
+    chosen = {**GOOD, **change}
+    first = [chosen.pop(name) for name in ("pixels", "rows", "index", "stream", "partner", "coefficient")]
+    return *first, Crop(**chosen)
 
 
 def positional(crop="pad", dtype=torch.float32, channels_last=False):
@@ -147,14 +159,12 @@ def test_torch_compile_sees_through(crop):
     assert_pair(compiled, double(*arguments[:6]))
 
 
-@pytest.mark.parametrize("crop", ["pad", "resized"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_on_the_cpu_it_is_augmenting_and_mixing_to_the_bit(crop, dtype):
-    plain, mixed = public.augment_pair(**GOOD, crop=crop, dtype=dtype)
-    first = {
-        name: GOOD[name] for name in ("pixels", "rows", "index", "stream", "size", "flip", "mean", "std")
-    }
-    expected = augment_resized(**first) if crop == "resized" else augment(**first, pad=2)
+def test_on_the_cpu_it_is_augmenting_and_mixing_to_the_bit(kind, dtype):
+    given = arguments({**kind, "dtype": dtype})
+    plain, mixed = public.augment_pair(*given)
+    expected = augment(*given[:4], replace(given[6], dtype=torch.float32))
     assert torch.equal(plain, expected.to(dtype))
     assert torch.equal(mixed, mix(expected, GOOD["partner"], GOOD["coefficient"]).to(dtype))
 
@@ -162,7 +172,9 @@ def test_on_the_cpu_it_is_augmenting_and_mixing_to_the_bit(crop, dtype):
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"crop": "middle"}, ValueError, "crop: got 'middle'"),
+        ({"kind": "middle"}, ValueError, "kind of a crop: got 'middle'"),
+        ({"kind": "resized"}, ValueError, "pad: got 2 for a resized crop"),
+        ({"stream": torch.zeros(6, dtype=torch.int64)}, TypeError, "stream: got torch.int64"),
         ({"rows": torch.tensor([3, 0, 4])}, ValueError, r"rows\[2\] is 4"),
         ({"pixels": images(4, 6, 7).int()}, TypeError, "pixels: got torch.int32"),
         ({"index": torch.arange(2)}, TypeError, "index: got"),
@@ -181,25 +193,29 @@ def test_on_the_cpu_it_is_augmenting_and_mixing_to_the_bit(crop, dtype):
 )
 def test_bad_arguments_are_named(change, error, text):
     with pytest.raises(error, match=text):
-        public.augment_pair(**{**GOOD, **change})
+        public.augment_pair(*arguments(change))
 
 
-@pytest.mark.parametrize("crop", ["pad", "resized"])
-def test_an_empty_batch(crop):
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch(kind):
     empty = {name: GOOD[name][:0] for name in ("rows", "index", "partner")}
-    for made in public.augment_pair(**{**GOOD, **empty}, crop=crop):
+    for made in public.augment_pair(*arguments({**empty, **kind})):
         assert made.shape == (0, 3, 5, 5)
 
 
 @needs_gpu
-@pytest.mark.parametrize("crop", ["pad", "resized"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", FLOAT_TYPES)
-def test_the_public_operation_runs_the_kernel(crop, dtype):
+def test_the_public_operation_runs_the_kernel(kind, dtype):
     moved = dict(zip(TENSORS, on_device(*(GOOD[name] for name in TENSORS)), strict=True))
-    made = public.augment_pair(**{**GOOD, **moved}, crop=crop, dtype=dtype, memory_format=torch.channels_last)
+    crop = {**kind, "dtype": dtype}
+    laid_out = {**moved, **crop, "memory_format": torch.channels_last}
+    made = public.augment_pair(*arguments(laid_out))
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in made)
-    expected = public.augment_pair(**GOOD, crop=crop, dtype=dtype)
+    expected = public.augment_pair(*arguments(crop))
     assert_pair(tuple(tensor.contiguous() for tensor in made), expected)
+    again = public.augment_pair(*arguments({**laid_out, "stream": stream_tensor(STREAM, DEVICE)}))
+    assert all(torch.equal(one, other) for one, other in zip(again, made, strict=True))
 
 
 @needs_gpu

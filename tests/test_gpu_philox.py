@@ -12,7 +12,7 @@ from fastdrpl.kernels.philox import MASK, Stream, integers, shuffle_keys, unifor
 need("triton")
 from gpu_philox_kernel import draw_kernel
 
-from fastdrpl.kernels.gpu.philox import stream_tensor
+from fastdrpl.kernels.streams import stream_tensor
 
 WORD = st.integers(0, MASK) | st.sampled_from([0, 1, 2**31 - 1, 2**31, MASK])
 STREAMS = st.builds(

@@ -19,11 +19,12 @@ from fastdrpl.kernels.pseudo_label import (
     ring_update,
     ring_write,
     sample_keys,
+    sample_keys_reference,
 )
 
 need("triton")
 from fastdrpl.kernels.gpu import pseudo_label as twin
-from fastdrpl.kernels.gpu.philox import stream_tensor
+from fastdrpl.kernels.streams import stream_tensor
 
 put, average = (
     either(twin.launch_ring_put, twin.ring_put),
@@ -152,6 +153,8 @@ def test_keys_are_those_of_the_stream(stream, samples):
     expected = shuffle_keys(*words(stream, torch.arange(samples))[:2])
     assert torch.equal(keys_of(stream_tensor(stream, DEVICE), samples, 128).cpu(), expected)
     assert torch.equal(sample_keys(stream, samples, DEVICE).cpu(), expected)
+    assert torch.equal(sample_keys(stream_tensor(stream, DEVICE), samples, DEVICE).cpu(), expected)
+    assert torch.equal(sample_keys_reference(stream_tensor(stream, DEVICE), samples).cpu(), expected)
 
 
 # --- the redraw ---
@@ -246,6 +249,23 @@ def test_each_epoch_draws_another_fifth_of_the_unlabelled():
 
 
 # --- the public operations ---
+
+
+def test_the_stream_of_a_redraw_may_be_a_tensor():
+    """Its words are read at each call: what is copied into them draws the next epoch's set."""
+    labelled = torch.arange(90) % 3 == 0
+    words_of_epoch = stream_tensor(STREAM, DEVICE).clone()
+    drawn = []
+    for epoch in (1, 2):
+        words_of_epoch.copy_(stream_tensor(STREAM._replace(epoch=epoch), DEVICE))
+        target, expected, *given = on_device(
+            torch.zeros((90, 4)), torch.zeros((90, 4)), predictions(90, 4), labelled
+        )
+        renew_targets(target, *given, words_of_epoch, 0.2)
+        renew_targets(expected, *given, STREAM._replace(epoch=epoch), 0.2)
+        assert torch.equal(target, expected)
+        drawn.append((target == 0.25).all(1))
+    assert drawn[0].sum() == 12 and not torch.equal(*drawn)
 
 
 def run_public(device: torch.device) -> list[torch.Tensor]:
@@ -370,6 +390,8 @@ TARGETS = {
         ({"labelled": torch.zeros(3, dtype=torch.bool)}, ValueError, r"labelled: got shape \(3,\)"),
         ({"labelled": torch.zeros(4, dtype=torch.bool, device="meta")}, ValueError, "on meta"),
         ({"stream": Stream(-1)}, ValueError, "seed"),
+        ({"stream": torch.zeros(5)}, TypeError, "stream: got torch.float32"),
+        ({"stream": torch.zeros(5, dtype=torch.int64, device="meta")}, ValueError, "stream is on meta"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(change, error, text):

@@ -7,8 +7,10 @@ import torch
 
 from fastdrpl.config import AugmentConfig
 from fastdrpl.errors import UserError
-from fastdrpl.kernels.augment import augment, augment_resized, centre
+from fastdrpl.kernels.augment import augment, centre
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.kernels.mixup import mix
+from fastdrpl.kernels.streams import stream_tensor
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.pixels import Augmented, Transform, resolve_transform
@@ -33,22 +35,23 @@ def batch():
 def test_a_step_sees_each_image_as_it_is_and_mixed(batch, crop):
     transform = resolve_transform(AugmentConfig(size=32, crop=crop), dataset())
     images = Augmented(transform, batch, PASS)
-    expected = (
-        augment_resized(*batch, PASS.stream, size=32, flip=True, **COLOURS)
-        if crop == "resized"
-        else augment(*batch, PASS.stream, pad=4, size=32, flip=True, **COLOURS)
-    )
+    wanted = Crop(kind=crop, pad=0 if crop == "resized" else 4, size=32, flip=True, **COLOURS)
+    expected = augment(*batch, PASS.stream, wanted)
     assert torch.equal(images.plain(), expected)
+    words = stream_tensor(PASS.stream, torch.device("cpu"))
+    assert torch.equal(transform.train(batch, words), expected)
     partner, coefficient = torch.tensor([2, 0, 1, 3]), torch.tensor(0.3)
     plain, mixed = images.pair(partner, coefficient)
     assert torch.equal(plain, expected)
     assert torch.equal(mixed, mix(expected, partner, coefficient))
+    for one, other in zip(transform.pair(batch, words, partner, coefficient), (plain, mixed), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_test_images_get_the_centre(batch, crop):
     transform = resolve_transform(AugmentConfig(size=32, crop=crop), dataset())
-    assert torch.equal(transform.plain(batch), centre(*batch[:2], size=32, **COLOURS))
+    assert torch.equal(transform.plain(batch), centre(*batch[:2], Crop(size=32, **COLOURS)))
 
 
 def test_by_default_the_data_set_decides():

@@ -5,7 +5,7 @@ is checked. Compiled loops count in uint64: signed indices would cost a test for
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from fastdrpl.kernels.cpu.jit import PARALLEL_LOCK, jit
 from fastdrpl.kernels.cpu.philox import philox_words, stream_words
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.kernels.philox import Stream
+from fastdrpl.kernels.streams import stream_of
 
 # Output in bytes from which threads are worth it: on cores that others use as well, waiting for a thread that is not
 # running costs a time slice (8 ms with OpenMP), against 0.1 ms for a whole batch of 128 small images.
@@ -195,35 +197,24 @@ def find_outside(values: np.ndarray, limit: int) -> int:
     return -1
 
 
-def augment(
-    pixels: Tensor,
-    rows: Tensor,
-    index: Tensor,
-    stream: Stream,
-    *,
-    pad: int,
-    size: int,
-    flip: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
-    """As `fastdrpl.kernels.augment.augment`: float32 (B, 3, size, size), contiguous."""
+def augment(pixels: Tensor, rows: Tensor, index: Tensor, stream: Stream | Tensor, crop: Crop) -> Tensor:
+    """As `fastdrpl.kernels.augment.augment`, of a padded crop: (B, 3, size, size), contiguous."""
     _check_range("index", index, 1 << 32)
-    table = normalisation_table(tuple(mean), tuple(std))
-    return _fill_float32(pixels, rows, index, stream, pad, size, False, flip, table)
+    flat, places, geometry = _flatten(pixels, rows, crop.pad, crop.size)
+    return _fill_float32(flat, places, index, stream_of(stream), geometry, False, crop)
 
 
-def centre(pixels: Tensor, rows: Tensor, *, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """As `fastdrpl.kernels.augment.centre`: float32 (B, 3, size, size), contiguous."""
-    table = normalisation_table(tuple(mean), tuple(std))
-    return _fill_float32(pixels, rows, rows, Stream(0), 0, size, True, False, table)
+def centre(pixels: Tensor, rows: Tensor, crop: Crop) -> Tensor:
+    """As `fastdrpl.kernels.augment.centre`: (B, 3, size, size), contiguous."""
+    flat, places, geometry = _flatten(pixels, rows, 0, crop.size)
+    return _fill_float32(flat, places, rows, Stream(0), geometry, True, crop)
 
 
 def augment_uint8(
     pixels: Tensor,
     rows: Tensor,
     index: Tensor,
-    stream: Stream,
+    stream: Stream | Tensor,
     *,
     pad: int,
     size: int,
@@ -234,7 +225,8 @@ def augment_uint8(
     _check_range("index", index, 1 << 32)
     flat, places, geometry = _flatten(pixels, rows, pad, size)
     fill = _choose(fill_uint8_serial, fill_uint8_parallel, out)
-    fill(flat, places, index.contiguous().numpy(), stream_words(stream), geometry, flip, out.view(-1).numpy())
+    words, target = stream_words(stream_of(stream)), out.view(-1).numpy()
+    fill(flat, places, index.contiguous().numpy(), words, geometry, flip, target)
     return out
 
 
@@ -247,22 +239,21 @@ def normalisation_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.n
 
 
 def _fill_float32(
-    pixels: Tensor,
-    rows: Tensor,
+    flat: np.ndarray,
+    places: np.ndarray,
     index: Tensor,
     stream: Stream,
-    pad: int,
-    size: int,
+    geometry: Geometry,
     centred: bool,
-    flip: bool,
-    table: np.ndarray,
+    crop: Crop,
 ) -> Tensor:
-    flat, places, geometry = _flatten(pixels, rows, pad, size)
-    out = torch.empty((len(rows), 3, size, size), dtype=torch.float32)
+    """Filled in float32 by the table, then converted to the type of the crop."""
+    out = torch.empty((len(places), 3, crop.size, crop.size), dtype=torch.float32)
     fill = _choose(fill_float32_serial, fill_float32_parallel, out)
-    words, target = stream_words(stream), out.view(-1).numpy()
+    words, table = stream_words(stream), normalisation_table(tuple(crop.mean), tuple(crop.std))
+    target, flip = out.view(-1).numpy(), crop.flip and not centred
     fill(flat, places, index.contiguous().numpy(), words, geometry, centred, flip, table, target)
-    return out
+    return out.to(crop.dtype)
 
 
 def _flatten(pixels: Tensor, rows: Tensor, pad: int, size: int) -> tuple[np.ndarray, np.ndarray, Geometry]:

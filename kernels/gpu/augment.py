@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdrpl.kernels import augment as reference
+from fastdrpl.kernels import resized_crop
+from fastdrpl.kernels.crop import Crop, pack_crop
 from fastdrpl.kernels.gpu.integers import to_int32, to_int64
 from fastdrpl.kernels.gpu.launch import register, wrap_triton
 from fastdrpl.kernels.gpu.philox import below, draw_words
@@ -20,18 +22,16 @@ from fastdrpl.kernels.gpu.philox import below, draw_words
 CENTRE, PADDED, RESIZED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 CROPS = {"centre": 0, "pad": 1, "resized": 2}
 WARP = 32
-NUMBERS = {
-    "centre": 32,
-    "pad": 32,
-    "resized": 8,
-}  # that a thread holds at a time; more need more registers than it has
+# That a thread holds at a time; more need more registers than it has.
+NUMBERS = {"centre": 32, "pad": 32, "resized": 8}
 FEW_PROGRAMS = 2048  # with fewer a GPU is not full
+NO_MEAN, NO_STD = [0.0] * 3, [1.0] * 3  # of crops that stay bytes
 
 # The constants of a random resized crop, which are explained beside the reference.
-TRIES, TRY_SHIFT = tl.constexpr(reference.TRIES), tl.constexpr(reference.TRY_SHIFT)
-AREA_LOWEST, AREA_RANGE = tl.constexpr(reference.AREA_LOWEST), tl.constexpr(reference.AREA_RANGE)
-HALF_LOG_RATIO, SIDE_UNIT = tl.constexpr(reference.HALF_LOG_RATIO), tl.constexpr(reference.SIDE_UNIT)
-SERIES_0, SERIES_1, SERIES_2, SERIES_3, SERIES_4, SERIES_5, SERIES_6 = map(tl.constexpr, reference.SERIES)
+TRIES, TRY_SHIFT = tl.constexpr(resized_crop.TRIES), tl.constexpr(resized_crop.TRY_SHIFT)
+AREA_LOWEST, AREA_RANGE = tl.constexpr(resized_crop.AREA_LOWEST), tl.constexpr(resized_crop.AREA_RANGE)
+HALF_LOG_RATIO, SIDE_UNIT = tl.constexpr(resized_crop.HALF_LOG_RATIO), tl.constexpr(resized_crop.SIDE_UNIT)
+SERIES_0, SERIES_1, SERIES_2, SERIES_3, SERIES_4, SERIES_5, SERIES_6 = map(tl.constexpr, resized_crop.SERIES)
 
 
 @triton.jit
@@ -249,9 +249,16 @@ def blocks_of(size: int, batch: int, numbers: int) -> Blocks:
     return Blocks(rows, columns, triton.cdiv(size, rows))
 
 
-def scale_and_shift(mean: list[float], std: list[float]) -> list[float]:
+def scale_and_shift(crop: Crop) -> list[float]:
     """(pixel / 255 - mean) / std as pixel * scale + shift: three scales, then three shifts."""
+    mean, std = crop.mean, crop.std
     return [1 / (255 * s) for s in std] + [-m / s for m, s in zip(mean, std, strict=True)]
+
+
+def empty_output(pixels: Tensor, rows: Tensor, crop: Crop) -> Tensor:
+    """Memory for the crops of the rows: (B, 3, size, size)."""
+    shape = (rows.shape[0], 3, crop.size, crop.size)
+    return torch.empty(shape, dtype=crop.dtype, device=pixels.device, memory_format=crop.memory_format)
 
 
 def launch_augment(
@@ -259,7 +266,7 @@ def launch_augment(
     rows: Tensor,
     index: Tensor,
     stream: Tensor,
-    crop: str,
+    kind: str,
     pad: int,
     size: int,
     flip: bool,
@@ -268,10 +275,10 @@ def launch_augment(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """`augment` (crop "pad") or `augment_resized` ("resized"); `stream` as `stream_tensor` gives it."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty((rows.shape[0], 3, size, size), dtype=dtype, device=pixels.device, memory_format=layout)
-    _start(pixels, rows, index, stream, out, crop, pad, size, flip, scale_and_shift(mean, std), channels_last)
+    """`augment` of a crop as `Crop.unpacked` gives it; `stream` as `stream_tensor` does."""
+    crop = pack_crop(kind, pad, size, flip, mean, std, dtype, channels_last)
+    out = empty_output(pixels, rows, crop)
+    _start(pixels, rows, index, stream, out, crop, crop.kind, scale_and_shift(crop))
     return out
 
 
@@ -286,7 +293,8 @@ def launch_augment_uint8(
     out: Tensor,
 ) -> None:
     """`augment_uint8`: fills `out`."""
-    _start(pixels, rows, index, stream, out, "pad", pad, size, flip, None, True)
+    crop = pack_crop("pad", pad, size, flip, NO_MEAN, NO_STD, torch.uint8, True)
+    _start(pixels, rows, index, stream, out, crop, "pad", None)
 
 
 def launch_centre(
@@ -298,10 +306,10 @@ def launch_centre(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    """`centre`."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    out = torch.empty((rows.shape[0], 3, size, size), dtype=dtype, device=pixels.device, memory_format=layout)
-    _start(pixels, rows, rows, rows, out, "centre", 0, size, False, scale_and_shift(mean, std), channels_last)
+    """`centre` of a crop's numbers."""
+    crop = pack_crop("pad", 0, size, False, mean, std, dtype, channels_last)
+    out = empty_output(pixels, rows, crop)
+    _start(pixels, rows, rows, rows, out, crop, "centre", scale_and_shift(crop))
     return out
 
 
@@ -311,17 +319,15 @@ def _start(
     index: Tensor,
     stream: Tensor,
     out: Tensor,
-    crop: str,
-    pad: int,
-    size: int,
-    flip: bool,
+    crop: Crop,
+    place: str,
     colours: list[float] | None,
-    channels_last: bool,
 ) -> None:
+    """Launch for a crop that lies where `place` (of `CROPS`) says; without colours the pixels stay bytes."""
     batch = rows.shape[0]
     if batch == 0:
         return
-    blocks = blocks_of(size, batch, NUMBERS[crop])
+    blocks = blocks_of(crop.size, batch, NUMBERS[place])
     wrap_triton(augment_kernel)[(batch * blocks.programs,)](
         pixels,
         rows.contiguous(),
@@ -333,13 +339,13 @@ def _start(
         pixels.stride(3),
         pixels.shape[1],
         pixels.shape[2],
-        pad,
+        crop.pad,
         *(colours or [1.0] * 6),
-        SIZE=size,
-        CROP=CROPS[crop],
-        FLIP=flip,
+        SIZE=crop.size,
+        CROP=CROPS[place],
+        FLIP=crop.flip,
         NORMALISE=colours is not None,
-        CHANNELS_LAST=channels_last,
+        CHANNELS_LAST=crop.channels_last,
         STRIDE_Y=pixels.stride(1),
         BLOCK_Y=blocks.rows,
         BLOCK_COLUMNS=blocks.columns,
@@ -347,8 +353,42 @@ def _start(
     )
 
 
-augment = register("augment", reference.augment_reference)(launch_augment)
+# --- the operations, with their references on the CPU ---
+
+
+def _augment(
+    pixels: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    stream: Tensor,
+    kind: str,
+    pad: int,
+    size: int,
+    flip: bool,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    crop = pack_crop(kind, pad, size, flip, mean, std, dtype, channels_last)
+    return reference.augment_reference(pixels, rows, index, stream, crop)
+
+
+def _centre(
+    pixels: Tensor,
+    rows: Tensor,
+    size: int,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    crop = pack_crop("pad", 0, size, False, mean, std, dtype, channels_last)
+    return reference.centre_reference(pixels, rows, crop)
+
+
+augment = register("augment", _augment)(launch_augment)
 augment_uint8 = register("augment_uint8", reference.augment_uint8_reference, mutates=("out",))(
     launch_augment_uint8
 )
-centre = register("centre", reference.centre_reference)(launch_centre)
+centre = register("centre", _centre)(launch_centre)

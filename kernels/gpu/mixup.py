@@ -10,11 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdrpl.kernels import mixup as reference
+from fastdrpl.kernels.crop import pack_crop
 from fastdrpl.kernels.gpu.augment import (
     CROPS,
     NUMBERS,
     blocks_of,
     draw_window,
+    empty_output,
     of_channel,
     place_columns,
     read_tile,
@@ -101,7 +103,7 @@ def launch_augment_pair(
     stream: Tensor,
     partner: Tensor,
     coefficient: Tensor,
-    crop: str,
+    kind: str,
     pad: int,
     size: int,
     flip: bool,
@@ -110,15 +112,13 @@ def launch_augment_pair(
     dtype: torch.dtype,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`augment_pair` with crop "pad" or "resized"; `stream` as `stream_tensor` gives it."""
+    """`augment_pair` of a crop as `Crop.unpacked` gives it; `stream` as `stream_tensor` does."""
+    crop = pack_crop(kind, pad, size, flip, mean, std, dtype, channels_last)
     batch = rows.shape[0]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (batch, 3, size, size)
-    plain = torch.empty(shape, dtype=dtype, device=pixels.device, memory_format=layout)
-    mixed = torch.empty(shape, dtype=dtype, device=pixels.device, memory_format=layout)
+    plain, mixed = empty_output(pixels, rows, crop), empty_output(pixels, rows, crop)
     if batch == 0:
         return plain, mixed
-    blocks = blocks_of(size, batch, NUMBERS[crop] // 2)
+    blocks = blocks_of(size, batch, NUMBERS[kind] // 2)
     wrap_triton(augment_pair_kernel)[(batch * blocks.programs,)](
         pixels,
         rows.contiguous(),
@@ -134,9 +134,9 @@ def launch_augment_pair(
         pixels.shape[1],
         pixels.shape[2],
         pad,
-        *scale_and_shift(mean, std),
+        *scale_and_shift(crop),
         SIZE=size,
-        CROP=CROPS[crop],
+        CROP=CROPS[kind],
         FLIP=flip,
         CHANNELS_LAST=channels_last,
         STRIDE_Y=pixels.stride(1),
@@ -147,4 +147,24 @@ def launch_augment_pair(
     return plain, mixed
 
 
-augment_pair = register("augment_pair", reference.augment_pair_reference)(launch_augment_pair)
+def _augment_pair(
+    pixels: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    stream: Tensor,
+    partner: Tensor,
+    coefficient: Tensor,
+    kind: str,
+    pad: int,
+    size: int,
+    flip: bool,
+    mean: list[float],
+    std: list[float],
+    dtype: torch.dtype,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    crop = pack_crop(kind, pad, size, flip, mean, std, dtype, channels_last)
+    return reference.augment_pair_reference(pixels, rows, index, stream, partner, coefficient, crop)
+
+
+augment_pair = register("augment_pair", _augment_pair)(launch_augment_pair)

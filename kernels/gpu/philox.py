@@ -4,32 +4,13 @@
 as a tensor on the device (`stream_tensor`), so that a captured CUDA graph can be replayed for another epoch.
 """
 
-import functools
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastdrpl.kernels.gpu.integers import to_int64
-from fastdrpl.kernels.philox import Stream
+from fastdrpl.kernels.streams import stream_tensor
 
-
-@functools.lru_cache(maxsize=64)
-def stream_tensor(stream: Stream, device: torch.device) -> Tensor:
-    """A stream as kernels take it: seed low, seed high, epoch, stage, purpose_view; (5,) int64 on the device.
-
-    Kept for the calls that follow: read it, never write to it. Made by the one copy to the device that a pass needs,
-    which does not wait for the device. Raises ValueError for a stream out of range, RuntimeError while a CUDA graph is
-    captured: the graph would keep this stream's words for ever. Make the tensor before, and give it to the operation.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("a random stream in a captured graph: make its `stream_tensor` before the capture")
-    low, high = stream.check().key
-    words = torch.tensor([low, high, stream.epoch, stream.stage, stream.purpose_view], dtype=torch.int64)
-    if device.type != "cuda":
-        return words.to(device)
-    return words.pin_memory().to(device, non_blocking=True)
+__all__ = ["below", "draw_words", "sort_key", "stream_tensor", "unit"]
 
 
 @triton.jit

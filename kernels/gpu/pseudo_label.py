@@ -5,8 +5,6 @@ most that of the last one chosen, which a radix selection finds digit by digit (
 digits gives ties to the smaller one.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +14,6 @@ from fastdrpl.kernels import pseudo_label as reference
 from fastdrpl.kernels.gpu.launch import register, wrap_triton
 from fastdrpl.kernels.gpu.philox import draw_words, sort_key
 from fastdrpl.kernels.gpu.selection import BINS, DIGIT_BITS, count_digits, find_digits
-from fastdrpl.kernels.philox import philox, shuffle_keys
 
 KEY_DIGITS = tl.constexpr(8)  # 63 bits
 TILE = 1024  # numbers that a program handles at a time
@@ -241,11 +238,7 @@ def _average(ring: Tensor, epoch: int, prediction: Tensor, mean: Tensor, tile: i
 
 
 def _keys(stream: Tensor, samples: int, block: int = KEYS_AT_ONCE) -> Tensor:
-    fields: Any = stream.unbind()
-    low, high, epoch, stage, purpose_view = fields
-    index = torch.arange(samples, device=stream.device)
-    word0, word1, _, _ = philox((index, epoch, stage, purpose_view), (low, high))
-    return shuffle_keys(word0, word1)
+    return reference.sample_keys_reference(stream, samples)
 
 
 def _renewed(
