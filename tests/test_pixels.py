@@ -1,5 +1,6 @@
 """What a configuration of the augmentation means, and the images of a step."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -34,11 +35,18 @@ def batch():
 @pytest.mark.parametrize("crop", ["pad", "resized"])
 def test_a_step_sees_each_image_as_it_is_and_mixed(batch, crop):
     transform = resolve_transform(AugmentConfig(size=32, crop=crop), dataset())
-    images = Augmented(transform, batch, PASS)
+    words = stream_tensor(PASS.stream, torch.device("cpu"))
+    images = Augmented(transform, batch, words)
     wanted = Crop(kind=crop, pad=0 if crop == "resized" else 4, size=32, flip=True, **COLOURS)
     expected = augment(*batch, PASS.stream, wanted)
-    assert torch.equal(images.plain(), expected)
-    words = stream_tensor(PASS.stream, torch.device("cpu"))
+    assert torch.equal(images(), expected)
+    assert torch.equal(images.plain(), transform.plain(batch))
+    other = dataclasses.replace(PASS, view=3)
+    assert torch.equal(images(3), augment(*batch, other.stream, wanted))
+    assert not torch.equal(images(3), expected)
+    assert torch.equal(words, stream_tensor(PASS.stream, torch.device("cpu"))), "views leave the words alone"
+    with pytest.raises(ValueError, match="view of a minibatch: got 16"):
+        images(16)
     assert torch.equal(transform.train(batch, words), expected)
     partner, coefficient = torch.tensor([2, 0, 1, 3]), torch.tensor(0.3)
     plain, mixed = images.pair(partner, coefficient)
