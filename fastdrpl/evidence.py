@@ -1,20 +1,27 @@
 """What a detection leaves in the folder of its stage: statistics, split, figures and a histogram."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from fastdrpl.detection import Detection, on_host
+from fastdrpl.detection import Detection, Detector, on_host
 from fastdrpl.files import write_atomic, write_json
 from fastdrpl.labels import Labels
 from fastdrpl.report.histogram import draw_histogram
 
 
 def keep_evidence(
-    folder: Path, name: str, found: Detection, figures: dict[str, Any], losses: Tensor | None, labels: Labels
+    folder: Path,
+    name: str,
+    detector: Detector,
+    found: Detection,
+    figures: dict[str, Any],
+    losses: Tensor | None,
+    labels: Labels,
 ) -> None:
     """Write losses.npy (where there are losses), detection.npz, detection.json and histogram.png of a stage."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -23,7 +30,7 @@ def keep_evidence(
     file = io.BytesIO()
     np.savez(file, p_noisy=found.p_noisy, labelled=found.labelled, doubt=found.doubt)
     write_atomic(folder / "detection.npz", file.getvalue())
-    write_json(folder / "detection.json", _describe(found, figures, labels))
+    write_json(folder / "detection.json", _describe(detector, found, figures, labels))
     draw_histogram(folder / "histogram.png", found, labels, title=_title(name, losses is not None))
 
 
@@ -46,9 +53,12 @@ def _title(name: str, of_losses: bool) -> str:
     return f"Loss to the given label after {name}" if of_losses else f"Doubt of the given label after {name}"
 
 
-def _describe(found: Detection, figures: dict[str, Any], labels: Labels) -> dict[str, Any]:
+def _describe(
+    detector: Detector, found: Detection, figures: dict[str, Any], labels: Labels
+) -> dict[str, Any]:
     per_class = np.bincount(labels.given[found.labelled], minlength=len(labels.class_names))
     return {
+        "detector": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(detector).__name__).lower(),
         **figures,
         **found.evidence.to_json(),
         "labelled_per_class": per_class.tolist(),

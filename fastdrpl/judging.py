@@ -65,7 +65,9 @@ def _keep_files(state: RunState, stage: Stage, found: Detection, labels: Labels)
         return
     losses = state.store.get(loss_column(stage.name))
     figures = dict(detection_metrics(found.labelled, found.doubt, labels.is_noisy))
-    keep_evidence(state.folder.stage(stage.name), stage.name, found, figures, losses, labels)
+    if stage.detector is not None:
+        place = state.folder.stage(stage.name)
+        keep_evidence(place, stage.name, stage.detector, found, figures, losses, labels)
 
 
 def _at(found: Detection) -> str:

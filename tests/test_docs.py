@@ -26,15 +26,19 @@ from bench.generate_imagenet import generate
 from fastdrpl import errors
 from fastdrpl.bench_loaders import BenchConfig
 from fastdrpl.cli import VERBS, main
-from fastdrpl.config import Config, flatten
+from fastdrpl.compare.verb import CompareConfig
 from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
+from fastdrpl.detect.command import DetectCommand
 from fastdrpl.errors import UserError
 from fastdrpl.loaders.prepare_config import PrepareConfig
+from fastdrpl.methods import METHODS
 from fastdrpl.predict import PredictConfig
+from fastdrpl.recipes import recipe_named
+from fastdrpl.settings import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPT = "fastdrpl/train.py"
 
@@ -59,7 +63,14 @@ SHORT_PREPARE = {
     "imagenet64": ["--subset"],
 }  # the real ones have 1,281,167 images
 LAUNCHER_FLAGS = {"cpu", "mixed_precision", "multi_gpu", "num_processes", "nproc_per_node", "standalone"}
-SETTINGS = (PrepareConfig, PredictConfig, BenchConfig, ConfusionConfig)  # of verbs other than train
+SETTINGS = (
+    PrepareConfig,
+    PredictConfig,
+    BenchConfig,
+    ConfusionConfig,
+    DetectCommand,
+    CompareConfig,
+)  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 
 
@@ -359,9 +370,18 @@ def test_a_command_that_no_rule_covers_fails():
 # --- names ---
 
 
+def every_field() -> dict[str, object]:
+    """The fields of a training run, those of every method included, with their defaults."""
+    recipe = recipe_named("imagenet32")
+    return {k: v for method in METHODS for k, v in flatten(recipe.config_for(method)).items()} | {
+        "smooth.smoothing": 0.1,  # of the method in docs/own-method.md
+        "smooth.gamma": 0.5,
+    }
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_flag_named_exists(name):
-    training = set(flatten(Config()))
+    training = set(every_field())
     others = {field for settings in SETTINGS for field in settings.__dataclass_fields__}
     sections = {field.rpartition(".")[0] for field in training}
     named = re.findall(r"(?<![\w-])--([A-Za-z][\w.-]*)(\*?)", PAGES[name].read_text())
@@ -382,7 +402,7 @@ def test_the_flags_of_launchers_are_theirs():
 @pytest.mark.parametrize("name", PAGES)
 def test_every_field_named_exists(name):
     """`drpl.warmup` and the like."""
-    fields = flatten(Config())
+    fields = every_field()
     sections = "|".join({field.partition(".")[0] for field in fields if "." in field})
     for field in re.findall(rf"`((?:{sections})\.[\w.]+)`", PAGES[name].read_text()):
         if not field.endswith((".json", ".npz", ".csv", ".safetensors")):  # noise.npz is a file
@@ -413,7 +433,7 @@ def test_every_link_leads_somewhere(name):
 
 
 def test_the_defaults_in_the_table_of_differences_are_the_defaults():
-    fields, checked = flatten(Config()), 0
+    fields, checked = every_field(), 0
     for line in PAGES["method.md"].read_text().splitlines():
         cells = [cell.strip().replace("**", "") for cell in line.strip("|").split(" | ")]
         if len(cells) == 5 and cells[3].strip("`") in fields and (first := re.match(r"`(\S+)`", cells[4])):
