@@ -46,7 +46,7 @@ class PrepareConfig:
     """CIFAR: the official archive, the unpacked folder, or the folder that holds one of them.
     imagenet32, imagenet64: the folder of the published batch files (pickled or npz), or of full-size photos.
     webvision: the folder that holds info/, google/ and flickr/.
-    folder: train/<class>/* with test/<class>/* or val/<class>/*, or one folder of class folders.
+    folder: train/<class>/* with test/<class>/* or val/<class>/* (or valid, dev, ...), or one folder of class folders.
     table: a .csv or .parquet file with the columns path, label and perhaps split.
     webdataset: a folder of tar shards. huggingface: a folder written by `datasets`."""
     out: Path

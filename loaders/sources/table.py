@@ -25,6 +25,7 @@ from fastdrpl.loaders.sources.photos import (
 )
 from fastdrpl.loaders.sources.pictures import Target
 from fastdrpl.loaders.sources.source import OpenedSource
+from fastdrpl.loaders.sources.split_names import split_of
 
 COLUMNS = ("path", "label")
 SPLITS = ("train", "test", "val")
@@ -201,11 +202,15 @@ def _split(
     where = printable(str(source))
     if "split" not in table.column_names:
         return _divide(source, labels, test_fraction, seed)
-    column = table["split"]
-    unknown = pc.invert(pc.is_in(column, pa.array(SPLITS, column.type)))
-    shown = ", ".join(map(repr, pc.unique(column.filter(unknown)).to_pylist()[:SHOWN]))
-    _refuse(source, np.asarray(unknown), f"a split that is none of {', '.join(SPLITS)} ({shown})")
-    rows = {name: np.flatnonzero(np.asarray(pc.equal(column, name))) for name in SPLITS}
+    column = table["split"].combine_chunks().dictionary_encode()
+    split_by_word = [split_of(word) or "" for word in column.dictionary.to_pylist()]
+    split = np.array([*split_by_word, ""])[np.asarray(column.indices)]
+    unknown = [
+        word for word, known in zip(column.dictionary.to_pylist(), split_by_word, strict=True) if not known
+    ]
+    shown = ", ".join(map(repr, unknown[:SHOWN]))
+    _refuse(source, split == "", f"a split that is none of {', '.join(SPLITS)} ({shown})")
+    rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     if not len(rows["train"]):
         raise DataError("no row has the split 'train'", where=where)
     tests = [name for name in ("test", "val") if len(rows[name])]
