@@ -20,7 +20,7 @@ from fastdrpl.loaders.sources.photos import (
 from fastdrpl.loaders.sources.pictures import Target
 from fastdrpl.loaders.sources.source import OpenedSource
 from fastdrpl.loaders.sources.split_names import TEST, VAL
-from fastdrpl.loaders.sources.walking import Found, Left, describe_left, list_images, subfolders
+from fastdrpl.loaders.sources.walking import Found, Left, describe_left, list_images, subfolders, why_no_image
 
 
 def open_folder(
@@ -41,13 +41,14 @@ def open_folder(
     """
     train_folder, test_folder, notes = find_layout(source, test_fraction, tests)
     names = _class_names(train_folder, classes, names)
-    found = {name: list_images(os.path.join(train_folder, name)) for name in names}
+    root, above = os.fspath(source), [os.fspath(source), train_folder]
+    found = {name: list_images(os.path.join(train_folder, name), above=above) for name in names}
     for name in names:
         if not found[name].paths:
+            folder = os.path.join(train_folder, name)
+            why, fix = why_no_image(folder, found[name])
             raise DataError(
-                f"the class {printable(name)!r} has no image",
-                where=printable(os.path.join(train_folder, name)),
-                fix="add images, or remove the folder",
+                f"the class {printable(name)!r} has no image{why}", where=printable(folder), fix=fix
             )
     paths, stamps, labels, left = _join(names, found)
     if test_folder:
@@ -57,7 +58,8 @@ def open_folder(
                 f"the test set has a class that the training set has not: {printable(others[0])!r}",
                 where=printable(test_folder),
             )
-        test_found = {name: list_images(os.path.join(test_folder, name)) for name in names}
+        above = [root, test_folder]
+        test_found = {name: list_images(os.path.join(test_folder, name), above=above) for name in names}
         test_paths, test_stamps, test_labels, test_left = _join(names, test_found)
         if not test_paths:
             raise DataError("the test set has no image", where=printable(test_folder))
@@ -68,7 +70,6 @@ def open_folder(
         splits = divide(labels, test_fraction, seed, where=printable(str(source)))
         if "test" in splits:
             notes.append(MAY_BE_WRONG)
-    root = os.fspath(source)
     notes += describe_left(left, len(paths), root)
     ids = [storable(os.path.relpath(path, root)) for path in paths]
     return open_photos(

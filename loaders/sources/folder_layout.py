@@ -9,7 +9,7 @@ from fastdrpl.loaders.errors import UserError
 from fastdrpl.loaders.printable import printable
 from fastdrpl.loaders.sources.photos import refuse_fraction
 from fastdrpl.loaders.sources.split_names import TEST, TRAIN, VAL, by_split, split_of
-from fastdrpl.loaders.sources.walking import describe_lost, list_images, subfolders
+from fastdrpl.loaders.sources.walking import WARNING, describe_lost, list_images, subfolders
 
 _PARTS = frozenset(("images", "labels", "annotations", "masks", "ann", "img"))  # of sets for detection
 _SHOWN = 5  # names that a line lists
@@ -62,7 +62,7 @@ def find_layout(source: Path, test_fraction: float, tests: Sequence[str] = (TEST
             notes.append(_unused(split, place, tests))
     others = [name for name in names if split_of(name) is None]
     if others:
-        notes.append(f"warning: folders that are not used: {_listed(others)}")
+        notes.append(f"{WARNING}folders that are not used: {_listed(others)}")
     for place in (root, place_of[TRAIN], *([test] if test else [])):
         _name_loose(place, notes)
     return Layout(place_of[TRAIN], test, notes)
@@ -134,14 +134,14 @@ def _check_classes(root: str, names: list[str], found: dict[str, list[str]], not
                 fix="move the classes for training into a folder train/",
             )
     if words:
-        notes.append(f"warning: named as a split, but taken as a class: {_listed(words)}")
+        notes.append(f"{WARNING}named as a split, but taken as a class: {_listed(words)}")
 
 
 def _unused(split: str, place: str, tests: Sequence[str]) -> str:
     """A line on a folder of a split that is not used: how many images are held out, and why."""
     name, count = printable(os.path.basename(place)), len(list_images(place).paths)
     if split in tests and not subfolders(place):
-        return f"warning: {name}/ is not used ({count:,} images): it has no class folders, so no labels."
+        return f"{WARNING}{name}/ is not used ({count:,} images): it has no class folders, so no labels."
     return f"{name}/ is not used ({count:,} images)."
 
 
@@ -151,7 +151,7 @@ def _name_loose(folder: str, notes: list[str]) -> None:
     if found.paths:
         first = printable(os.path.basename(found.paths[0]))
         notes.append(
-            f"warning: {len(found.paths):,} images of {name}/ lie in no class folder and are not used, "
+            f"{WARNING}{len(found.paths):,} images of {name}/ lie in no class folder and are not used, "
             f"{first} for one"
         )
     notes += describe_lost(found.left, folder)

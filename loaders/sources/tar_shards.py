@@ -26,7 +26,7 @@ from fastdrpl.loaders.sources.pictures import LARGEST, Place, Span, Target
 from fastdrpl.loaders.sources.shard_scan import Shard, opener_of, scan
 from fastdrpl.loaders.sources.source import OpenedSource
 from fastdrpl.loaders.sources.split_names import split_in, split_of
-from fastdrpl.loaders.sources.walking import subfolders
+from fastdrpl.loaders.sources.walking import WARNING, subfolders
 from fastdrpl.loaders.spawning import cores
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
@@ -122,7 +122,7 @@ def _find_shards(source: Path) -> tuple[dict[str, list[str]], list[str]]:
         if split:
             by_split.setdefault(split, []).extend(map(str, inside))
         elif inside:
-            notes.append(f"warning: the {len(inside):,} shards in {printable(name)}/ are not used.")
+            notes.append(f"{WARNING}the {len(inside):,} shards in {printable(name)}/ are not used.")
     by_split = {split: paths for split, paths in by_split.items() if paths}
     if not by_split:
         raise UserError(
