@@ -8,6 +8,7 @@ import numpy as np
 
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.printable import printable, storable
+from fastdrpl.loaders.sources.class_names import composed, nearly
 from fastdrpl.loaders.sources.folder_layout import check_class_folders, find_layout
 from fastdrpl.loaders.sources.photos import (
     MAY_BE_WRONG,
@@ -40,26 +41,34 @@ def open_folder(
     `tests` are the splits that may be the test set; the first of them that has class folders is taken.
     """
     train_folder, test_folder, notes = find_layout(source, test_fraction, tests)
-    names = _class_names(train_folder, classes, names)
-    root, above = os.fspath(source), [os.fspath(source), train_folder]
-    found = {name: list_images(os.path.join(train_folder, name), above=above) for name in names}
+    folders = _class_folders(train_folder)
+    check_class_folders(train_folder, subfolders(train_folder))
+    names = _class_names(train_folder, list(folders), classes, names)
+    root = os.fspath(source)
+    found = {name: _list_class(train_folder, folders[name], root) for name in names}
     for name in names:
         if not found[name].paths:
-            folder = os.path.join(train_folder, name)
+            folder = os.path.join(train_folder, folders[name][0])
             why, fix = why_no_image(folder, found[name])
             raise DataError(
                 f"the class {printable(name)!r} has no image{why}", where=printable(folder), fix=fix
             )
+    notes += [
+        f"folders of one name in two spellings of its letters are one class: {printable(name)!r}"
+        for name in names
+        if len(folders[name]) > 1
+    ]
     paths, stamps, labels, left = _join(names, found)
     if test_folder:
-        others = [name for name in subfolders(test_folder) if name not in found]
+        folders = _class_folders(test_folder)
+        others = [name for name in folders if name not in found]
         if others:
             raise DataError(
-                f"the test set has a class that the training set has not: {printable(others[0])!r}",
+                f"the test set has a class that the training set has not: {printable(others[0])!r}"
+                f"{nearly(others[0], names)}",
                 where=printable(test_folder),
             )
-        above = [root, test_folder]
-        test_found = {name: list_images(os.path.join(test_folder, name), above=above) for name in names}
+        test_found = {name: _list_class(test_folder, folders.get(name, []), root) for name in names}
         test_paths, test_stamps, test_labels, test_left = _join(names, test_found)
         if not test_paths:
             raise DataError("the test set has no image", where=printable(test_folder))
@@ -86,12 +95,30 @@ def open_folder(
     )
 
 
-def _class_names(folder: str, classes: Path | None, names: Sequence[str] | None) -> list[str]:
-    """Class folders in the order of `names` or of the file `classes`, or sorted by name."""
-    present = subfolders(folder)
-    check_class_folders(folder, present)
+def _class_folders(folder: str) -> dict[str, list[str]]:
+    """Class name in Unicode's composed form -> the folders that are called so, mostly one."""
+    folders: dict[str, list[str]] = {}
+    for name in subfolders(folder):
+        folders.setdefault(composed(name), []).append(name)
+    return folders
+
+
+def _list_class(split: str, folders: Sequence[str], root: str) -> Found:
+    """The images of the folders of one class."""
+    found = [list_images(os.path.join(split, folder), above=[root, split]) for folder in folders]
+    return Found(
+        [path for part in found for path in part.paths],
+        [stamp for part in found for stamp in part.stamps],
+        sum((part.left for part in found), Left()),
+    )
+
+
+def _class_names(
+    folder: str, present: list[str], classes: Path | None, names: Sequence[str] | None
+) -> list[str]:
+    """Classes in the order of `names` or of the file `classes`, or sorted by name."""
     if names is None:
-        return order_classes(present, classes, missing="has no folder")
+        return order_classes(sorted(present), classes, missing="has no folder")
     for what, wrong in (
         ("there is no folder of the class", set(names) - set(present)),
         ("a folder is no class that is known here:", set(present) - set(names)),

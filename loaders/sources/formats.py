@@ -37,11 +37,11 @@ _BRANDS = {  # of a file that begins with a box `ftyp`
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
 _STARTS = (  # what else lies under the name of an image
-    (b"version https://git-lfs", "a pointer of Git LFS, not the image: run `git lfs pull`"),
-    (b"<!doctype html", "a web page, not an image"),
-    (b"<html", "a web page, not an image"),
-    (b"<?xml", "an XML file, not an image"),
-    (b"<svg", "a drawing (SVG), not an image of pixels"),
+    (b"version https://git-lfs", "a pointer of Git LFS: run `git lfs pull`"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "an XML file"),
+    (b"<svg", "a drawing in SVG"),
 )
 _IMAGES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -93,4 +93,5 @@ def why_unknown(head: bytes) -> str:
     if name is not None and name not in readable_formats():
         return f"{name} is not read here: {FIX[name]}"
     low = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((what for start, what in _STARTS if low.startswith(start)), "not an image")
+    what = next((what for start, what in _STARTS if low.startswith(start)), None)
+    return f"not an image ({what})" if what else "not an image"

@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.sources.class_names import nearly
 from fastdrpl.loaders.sources.photos import (
     MAY_BE_WRONG,
     Listing,
@@ -223,7 +224,9 @@ def _split(
     unseen[test] = ~in_train[labels[test]]
     if unseen.any():
         name = class_names[labels[np.flatnonzero(unseen)[0]]]
-        _refuse(source, unseen, f"a label of the test set that the training set has not ({name!r})")
+        known = [class_names[k] for k in np.flatnonzero(in_train).tolist()]
+        what = f"a label of the test set that the training set has not ({name!r}){nearly(name, known)}"
+        _refuse(source, unseen, what)
     notes = (
         [f"`test` is the test set; the {len(rows['val']):,} rows of `val` are not used."]
         if len(tests) == 2
