@@ -102,9 +102,11 @@ def _check_classes(config: PrepareConfig, source: OpenedSource, part: Part, stat
     good -= np.bincount(part.labels[[row for row, _ in state.bad]], minlength=len(good))
     empty = np.flatnonzero((good == 0) & (there | (not source.may_lack_classes)))
     if len(empty):
-        reasons = ", ".join(sorted({reason for row, reason in state.bad if part.labels[row] == empty[0]}))
+        bad = [(row, reason) for row, reason in state.bad if part.labels[row] == empty[0]]
+        reasons = ", ".join(sorted({reason for _, reason in bad})) or "it has none"
+        first = f"; the first of {len(bad):,} is {printable(part.ids[bad[0][0]])}" if bad and part.ids else ""
         raise DataError(
-            f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons or 'it has none'})",
+            f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons}{first})",
             where=printable(str(config.source or source.name)),
             fix=_LEAVE_OUT.get(config.kind, "download its images again"),
         )
@@ -123,8 +125,15 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
     if not dataset.has("test"):
         lines.append("There is no test set: accuracies will be empty.")
     with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
-        reasons = Counter(row["reason"] for row in csv.DictReader(file))
-    lines += [f"quarantined: {count:,} x {reason}" for reason, count in reasons.most_common()]
+        rows = list(csv.DictReader(file))
+    reasons, first = (
+        Counter(row["reason"] for row in rows),
+        {row["reason"]: row["id"] for row in reversed(rows)},
+    )
+    lines += [
+        f"quarantined: {count:,} x {reason}, first {printable(first[reason])}"
+        for reason, count in reasons.most_common()
+    ]
     size = sum(path.stat().st_size for path in dataset.path.iterdir())
     took = "" if seconds is None else f" in {seconds:.1f} s"
     return [*lines, f"{size / 1e6:,.1f} MB in {dataset.path}{took}"]

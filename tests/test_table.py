@@ -286,9 +286,9 @@ def check_error(
 @pytest.mark.parametrize(
     ("text", "kind", "parts"),
     [
-        ("file,label\na,b\n", UserError, ["no column 'path'", "'file', 'label'"]),
-        ("path;label\na;b\n", UserError, ["no column 'path'", "'path;label'"]),
-        ("path,Label\na,b\n", UserError, ["no column 'label'", "'path', 'Label'"]),
+        ("where,label\na,b\n", UserError, ["no column 'path'", "'where', 'label'", "--path-column"]),
+        ("path:label\na:b\n", UserError, ["no column 'path'", "'path:label'"]),
+        ("path,Labelled\na,b\n", UserError, ["no column 'label'", "'path', 'Labelled'"]),
         ("path,label,label\na,b,c\n", UserError, ["'label' is there twice"]),
         ("", DataError, ["cannot be read", "Empty"]),
         ("path,label\n", DataError, ["no rows"]),
@@ -391,6 +391,8 @@ def test_a_large_table_opens_in_seconds(tmp_path: Path, kind: str) -> None:
         "label": [row * 7919 % 1000 for row in range(rows)],
         "split": ["test" if row % 51 == 0 else "train" for row in range(rows)],
     }
+    columns["path"][7] = "there.jpg"  # where none is, it is an error
+    (tmp_path / "there.jpg").touch()
     source = write(tmp_path / f"t.{kind}", columns)
     began = time.perf_counter()
     opened = open_table(
