@@ -22,6 +22,7 @@ from fastdrpl.loaders.dataset import (
     read_manifest,
 )
 from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.identical import find_identical
 from fastdrpl.loaders.manifest import describe, write_manifest
 from fastdrpl.loaders.prepare_config import (
     PrepareConfig,
@@ -93,7 +94,9 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
             shards = write_shards(
                 work, {name: [row for row, _ in state.bad] for name, state in finished.items()}, quiet=quiet
             )
-        write_manifest(config, source, finished, work, shards)
+        # Of a published set everybody has the same doubles; of one's own photos nobody knows them.
+        identical = None if source.labels_checked else find_identical(work, source.parts, finished)
+        write_manifest(config, source, finished, work, shards, identical)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
     finally:

@@ -106,7 +106,7 @@ def test_a_class_without_a_usable_image_shows_one(tmp_path: Path) -> None:
     make_images(tmp_path, "a.png", "c.png")
     (tmp_path / "b.png").write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"'bee' can be used \(empty file, no such file; the first of 2 is b\.png\)"
+        DataError, match=r"'bee' can be used \(empty file, no such file\); the first of 2 is b\.png"
     ):
         run(write(tmp_path / "t.csv", "a.png", "b.png", "c.png", "d.png"), tmp_path / "out")
 
