@@ -86,7 +86,8 @@ def _look_at(
     work: Path, parts: Mapping[str, Part], finished: Mapping[str, Progressed]
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     """Of all rows: whether they hold an image (N,) bool, some bytes of each (N, ...) uint8; and per split its file."""
-    sound, keys, files = [], [], []
+    sound, keys = [], []
+    files: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for name, part in parts.items():
         tables = read_tables(work / f"{name}.beton")
         data = np.memmap(work / f"{name}.beton", np.uint8, mode="r")
@@ -121,5 +122,5 @@ def _group(
         number = int(np.searchsorted(starts, row, side="right")) - 1
         data, offset, nbytes = files[number]
         first, size = int(offset[row - starts[number]]), int(nbytes[row - starts[number]])
-        by_digest.setdefault(hashlib.sha256(data[first : first + size]).digest(), []).append(row)
+        by_digest.setdefault(hashlib.sha256(data[first : first + size].tobytes()).digest(), []).append(row)
     return [found for found in by_digest.values() if len(found) > 1]
