@@ -128,6 +128,14 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
         lines.append(text + (f"; {len(split.shards):,} tar shards" if split.shards else ""))
     if not dataset.has("test"):
         lines.append("There is no test set: accuracies will be empty.")
+    elif not dataset.source.labels_checked:
+        judged = (
+            "leave --test-fraction out" if dataset.test_may_be_wrong else "prepare them as training images"
+        )
+        lines.append(
+            f"The {len(dataset.split('test')):,} test images are held out: a run does not judge their labels "
+            f"(to have them judged, {judged})."
+        )
     with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     reasons, first = (

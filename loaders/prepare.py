@@ -75,8 +75,8 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
     work, key = work_folder(out), _key(config, source)
     journal = Journal(work / "journal", key)
     resumed = source.journal and take_up(journal, source, work, say)
-    if resumed:
-        done = sum(split.rows for split in journal.splits.values())
+    done = sum(split.rows for split in journal.splits.values()) if resumed else 0
+    if done:
         say(f"Continuing an unfinished prepare: {done:,} images are done.")
     else:
         remove(work)
@@ -263,8 +263,11 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space and run the same command again"
             raise DataError("the disk is full", where=str(out.parent), fix=fix) from None
+        fix = "choose an --out in a folder that you may write to"
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot read or write here: {error.strerror}", where=where) from None
+            raise UserError(f"cannot read or write here: {error.strerror}", where=where, fix=fix) from None
+        if error.errno == errno.ENOENT and Path(where).is_relative_to(out.parent):  # as /proc has it
+            raise UserError(f"nothing can be written here: {error.strerror}", where=where, fix=fix) from None
         raise DataError(f"the system reports: {error.strerror}", where=where) from None
 
 
