@@ -36,6 +36,7 @@ STOPPED = 130  # the exit code of a command that Ctrl-C ended, as shells have it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _accept_every_character()
     try:
         return _main(words)
     except KeyboardInterrupt as interrupt:  # a run that trains has handlers of its own
@@ -43,6 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("; ".join(("stopped", *map(str, interrupt.args))), file=sys.stderr)
         return STOPPED
+
+
+def _accept_every_character() -> None:
+    """Have standard output and standard error write an escape for what their encoding does not have.
+
+    For every verb, tables and bars included: a name in a terminal of ASCII or Latin-1, or one that is no text at all,
+    must not end a command. Where a stream was closed by the caller, what is meant for it goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(words: list[str]) -> int:

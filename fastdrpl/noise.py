@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastdrpl.kernels.philox import Stream, permutation, uniform, words
+from fastdrpl.label_files import Rows, is_foreign, read_labels
 from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels, load_labels
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.order import Pass, Purpose
@@ -61,7 +62,10 @@ class NoiseConfig:
     """nonuniform_ood: a label gets outside classes whose images are taken for it (column, published code),
     or those that its own images are taken for (row, the paper's text)."""
     file: Path | None = None
-    """Labels exported earlier (.npz, .csv or .parquet); nothing is drawn."""
+    """Labels exported earlier (.npz, .csv or .parquet), or published by others (.pt of CIFAR-10N, .npy, .txt, .csv);
+    nothing is drawn."""
+    file_column: str | None = None
+    """Which of the label sets of a file, by its name: worse_label, aggre_label, ... of CIFAR-10N."""
     legacy_rng: bool = False
     """Draw as the published code does, with NumPy's old generator: the same labels, sample for sample."""
     seed: int = 42
@@ -83,6 +87,10 @@ class NoiseConfig:
         if self.file is not None and self.kind != "none":
             fix = "use --noise.kind none with --noise.file"
             raise UserError(f"labels come from a file and from kind {self.kind}", where="noise.file", fix=fix)
+        if self.file_column is not None and self.file is None:
+            raise UserError(
+                "a label set of which file?", where="noise.file_column", fix="give --noise.file FILE"
+            )
         if self.uses_whole_matrix and (self.ratio or self.exact not in ("published", "bernoulli")):
             fix = "use --noise.ratio 0 --noise.exact published, or --noise.matrix_diagonal drop"
             raise UserError("with its diagonal kept, the matrix itself says how many labels change", fix=fix)
@@ -140,16 +148,35 @@ def draw_noise(
     given: np.ndarray | None = None,
     superclass: Sequence[int] | None = None,
     pool: Pool | None = None,
+    total: int | None = None,
+    ids: Sequence[str] | None = None,
 ) -> Labels:
     """The labels of a view under `config`: a pure function of its arguments (and of the files they name).
 
     `truth` (N,) and `source_row` (N,) as in `Labels`. `given` (N,) are the labels as downloaded, used where
     no noise is drawn; default: the truth. `superclass` (C,) is the true coarse class of each class, for the
     nonuniform noise of CIFAR-100. `pool`: the images that out-of-distribution kinds may show, each at most once.
+    `total` and `ids`: how many rows the prepared split has, and the file name of each, for label files of others.
     Raises UserError where the noise is not defined for these data or the pool is too small, DataError where a
     file does not fit them.
     """
     if config.file is not None:
+        if is_foreign(config.file):
+            rows = Rows(
+                truth=truth,
+                given=truth if given is None else given,
+                source_row=source_row,
+                total=len(truth) if total is None else total,
+                class_names=class_names,
+                ids=ids,
+            )
+            return read_labels(config.file, config.file_column, rows)
+        if config.file_column is not None:
+            raise UserError(
+                "the file has one set of labels",
+                where="noise.file_column",
+                fix="leave --noise.file_column out",
+            )
         return _labels_from_file(config.file, truth, source_row, class_names)
     if config.kind == "none":
         return Labels(truth if given is None else given, truth, source_row, class_names)

@@ -16,7 +16,9 @@ from fastdrpl.errors import DataError, UserError
 from fastdrpl.files import explain_write_error
 from fastdrpl.kernels.augment import centre
 from fastdrpl.kernels.crop import Crop
-from fastdrpl.loaders.sources.pictures import EXTENSIONS, Unreadable, read_picture
+from fastdrpl.loaders.sources.formats import readable_extensions
+from fastdrpl.loaders.sources.pictures import Unreadable, read_picture
+from fastdrpl.loaders.sources.walking import WARNING, describe_left, list_images, why_no_image
 from fastdrpl.opening import open_run
 from fastdrpl.report.table import printable
 
@@ -56,17 +58,22 @@ def predict(config: PredictConfig) -> int:
 
 
 def find_images(path: Path) -> list[Path]:
-    """An image, or all images below a folder, sorted. Raises `UserError` if there are none."""
+    """An image, or all images below a folder, found as `prepare` finds them. Raises `UserError` if there are none."""
     if path.is_file():
         return [path]
     if not path.exists():
         raise UserError("there is no such file or folder", where=str(path))
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-    if not files:
+    found = list_images(str(path))
+    if not found.paths:
+        why, _ = why_no_image(str(path), found)
         raise UserError(
-            "no images found", where=str(path), fix=f"images end in {', '.join(sorted(EXTENSIONS))}"
+            f"no images found{why}",
+            where=str(path),
+            fix=f"images end in {', '.join(sorted(readable_extensions()))}",
         )
-    return files
+    for line in describe_left(found.left, len(found.paths), str(path)):
+        (warn if line.startswith(WARNING) else say)(line.removeprefix(WARNING))
+    return [Path(file) for file in found.paths]
 
 
 @torch.no_grad()

@@ -49,10 +49,18 @@ def training_view(config: Config, dataset: Dataset) -> View:
     truth = label if dataset.source.labels_checked or adds_noise else np.full_like(label, UNKNOWN)
     pool = _pool(split, classes, dataset.class_names) if len(classes.outside) else None
     labels = draw_noise(
-        truth, rows, classes.names, config.noise, given=label, superclass=dataset.superclass, pool=pool
+        truth,
+        rows,
+        classes.names,
+        config.noise,
+        given=label,
+        superclass=dataset.superclass,
+        pool=pool,
+        total=len(split),
+        ids=dataset.ids("train") if config.noise.file is not None else None,
     )
     _check_rows(labels, rows, split, pool, str(config.noise.file))
-    return View(split, labels, _notes(labels, pool))
+    return View(split, labels, (*_notes(labels, pool), *_file_notes(config, labels, label)))
 
 
 def test_view(config: Config, dataset: Dataset) -> View | None:
@@ -132,6 +140,19 @@ def _notes(labels: Labels, pool: Pool | None) -> tuple[str, ...]:
         if swapped and without:
             notes.append(f"{without} of the {len(pool.class_names)} classes outside have no image here")
     return tuple(notes)
+
+
+def _file_notes(config: Config, labels: Labels, label: np.ndarray) -> list[str]:
+    """The noise that a label file brings: by the truth where it is known, else by the labels of the data set."""
+    if config.noise.file is None:
+        return []
+    name = f"{config.noise.file}" + (f" ({config.noise.file_column})" if config.noise.file_column else "")
+    noisy, known = labels.is_noisy
+    if known.any():
+        return [f"labels of {name}: {noisy.sum() / known.sum():.2%} of {known.sum():,} are wrong"]
+    return [
+        f"labels of {name}: {np.mean(labels.given != label):.2%} of {len(label):,} differ from the data set's"
+    ]
 
 
 def open_data(config: Config, folder: RunFolder) -> Dataset:

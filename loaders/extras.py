@@ -16,6 +16,7 @@ INSTALL = {  # module -> what brings it
     "timm": "pip install 'timm>=1.0'",
     "datasets": "pip install 'datasets>=3'",
     "webdataset": "pip install 'webdataset>=0.2'",
+    "pillow_heif": "pip install 'pillow-heif>=1.0'",
 }
 
 

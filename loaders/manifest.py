@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastdrpl.loaders.beton_tables import hash_file, read_tables
-from fastdrpl.loaders.dataset import MANIFEST, SCHEMA, Dataset, content_fingerprint, ids_path
+from fastdrpl.loaders.dataset import MANIFEST, SCHEMA, Dataset, content_fingerprint, ids_path, read_manifest
 from fastdrpl.loaders.errors import DataError
+from fastdrpl.loaders.identical import FIELD, describe_identical
 from fastdrpl.loaders.prepare_config import PrepareConfig, relevant_options
 from fastdrpl.loaders.printable import printable
 from fastdrpl.loaders.shard_writer import WrittenShard
@@ -33,10 +34,11 @@ def write_manifest(
     finished: dict[str, Progressed],
     work: Path,
     shards: Mapping[str, Sequence[WrittenShard]],
+    identical: dict[str, Any] | None = None,
 ) -> None:
     """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images.
 
-    `shards`: split -> its tar shards; empty for a set without them.
+    `shards`: split -> its tar shards; empty for a set without them. `identical`: of `find_identical`, if done.
     """
     splits: dict[str, Any] = {}
     files: dict[str, Any] = {}
@@ -92,6 +94,8 @@ def write_manifest(
         "splits": splits,
         "files": files,
     }
+    if identical is not None:
+        manifest[FIELD] = identical
     manifest["fingerprint"] = content_fingerprint(manifest)
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
 
@@ -102,9 +106,11 @@ def _check_classes(config: PrepareConfig, source: OpenedSource, part: Part, stat
     good -= np.bincount(part.labels[[row for row, _ in state.bad]], minlength=len(good))
     empty = np.flatnonzero((good == 0) & (there | (not source.may_lack_classes)))
     if len(empty):
-        reasons = ", ".join(sorted({reason for row, reason in state.bad if part.labels[row] == empty[0]}))
+        bad = [(row, reason) for row, reason in state.bad if part.labels[row] == empty[0]]
+        reasons = ", ".join(sorted({reason for _, reason in bad})) or "it has none"
+        first = f"; the first of {len(bad):,} is {printable(part.ids[bad[0][0]])}" if bad and part.ids else ""
         raise DataError(
-            f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons or 'it has none'})",
+            f"no image of the class {source.class_names[empty[0]]!r} can be used ({reasons}){first}",
             where=printable(str(config.source or source.name)),
             fix=_LEAVE_OUT.get(config.kind, "download its images again"),
         )
@@ -122,9 +128,25 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
         lines.append(text + (f"; {len(split.shards):,} tar shards" if split.shards else ""))
     if not dataset.has("test"):
         lines.append("There is no test set: accuracies will be empty.")
+    elif not dataset.source.labels_checked:
+        judged = (
+            "leave --test-fraction out" if dataset.test_may_be_wrong else "prepare them as training images"
+        )
+        lines.append(
+            f"The {len(dataset.split('test')):,} test images are held out: a run does not judge their labels "
+            f"(to have them judged, {judged})."
+        )
     with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
-        reasons = Counter(row["reason"] for row in csv.DictReader(file))
-    lines += [f"quarantined: {count:,} x {reason}" for reason, count in reasons.most_common()]
+        rows = list(csv.DictReader(file))
+    reasons, first = (
+        Counter(row["reason"] for row in rows),
+        {row["reason"]: row["id"] for row in reversed(rows)},
+    )
+    lines += [
+        f"quarantined: {count:,} x {reason}, first {printable(first[reason])}"
+        for reason, count in reasons.most_common()
+    ]
+    lines += describe_identical(read_manifest(dataset.path).get(FIELD))
     size = sum(path.stat().st_size for path in dataset.path.iterdir())
     took = "" if seconds is None else f" in {seconds:.1f} s"
     return [*lines, f"{size / 1e6:,.1f} MB in {dataset.path}{took}"]

@@ -22,6 +22,7 @@ from fastdrpl.loaders.dataset import (
     read_manifest,
 )
 from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.identical import find_identical
 from fastdrpl.loaders.manifest import describe, write_manifest
 from fastdrpl.loaders.prepare_config import (
     PrepareConfig,
@@ -74,8 +75,8 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
     work, key = work_folder(out), _key(config, source)
     journal = Journal(work / "journal", key)
     resumed = source.journal and take_up(journal, source, work, say)
-    if resumed:
-        done = sum(split.rows for split in journal.splits.values())
+    done = sum(split.rows for split in journal.splits.values()) if resumed else 0
+    if done:
         say(f"Continuing an unfinished prepare: {done:,} images are done.")
     else:
         remove(work)
@@ -93,7 +94,9 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
             shards = write_shards(
                 work, {name: [row for row, _ in state.bad] for name, state in finished.items()}, quiet=quiet
             )
-        write_manifest(config, source, finished, work, shards)
+        # Of a published set everybody has the same doubles; of one's own photos nobody knows them.
+        identical = None if source.labels_checked else find_identical(work, source.parts, finished)
+        write_manifest(config, source, finished, work, shards, identical)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
     finally:
@@ -260,8 +263,11 @@ def _disk_errors(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             fix = "free some space and run the same command again"
             raise DataError("the disk is full", where=str(out.parent), fix=fix) from None
+        fix = "choose an --out in a folder that you may write to"
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot read or write here: {error.strerror}", where=where) from None
+            raise UserError(f"cannot read or write here: {error.strerror}", where=where, fix=fix) from None
+        if error.errno == errno.ENOENT and Path(where).is_relative_to(out.parent):  # as /proc has it
+            raise UserError(f"nothing can be written here: {error.strerror}", where=where, fix=fix) from None
         raise DataError(f"the system reports: {error.strerror}", where=where) from None
 
 

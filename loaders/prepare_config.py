@@ -30,10 +30,16 @@ _KNOWN_BY: dict[str, tuple[str, ...]] = {
     "size": _PHOTOS,
     "test_fraction": _OWN,
     "classes": _OWN,
+    "images": ("table",),
+    "path_column": ("table",),
+    "label_column": ("table",),
+    "split_column": ("table",),
     "first": ("webvision",),
     "google_only": ("webvision",),
     "subset": ("imagenet32", "imagenet64"),
 }
+# What these decide (order, files, labels) is in the fingerprint of the source itself.
+_IN_CONTENT = ("classes", "images", "path_column", "label_column", "split_column")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +52,9 @@ class PrepareConfig:
     """CIFAR: the official archive, the unpacked folder, or the folder that holds one of them.
     imagenet32, imagenet64: the folder of the published batch files (pickled or npz), or of full-size photos.
     webvision: the folder that holds info/, google/ and flickr/.
-    folder: train/<class>/* with test/<class>/* or val/<class>/*, or one folder of class folders.
-    table: a .csv or .parquet file with the columns path, label and perhaps split.
+    folder: train/<class>/* with test/<class>/* or val/<class>/* (or valid, dev, ...), or one folder of class folders.
+    table: a .csv, .tsv, .parquet, .jsonl or .json file with the columns path, label and perhaps split, or a .txt of
+    `path label` lines.
     webdataset: a folder of tar shards. huggingface: a folder written by `datasets`."""
     out: Path
     """The folder to make. It appears when it is complete; a repeated command checks it."""
@@ -63,6 +70,14 @@ class PrepareConfig:
     """Own images without a test set: the fraction of each class that becomes one. Its labels may be wrong too."""
     classes: Path | None = None
     """Own images: a text file with one class name a line that gives the order of the classes; default: sorted."""
+    images: Path | None = None
+    """table: the folder that relative paths begin in; default: that of the table."""
+    path_column: str | None = None
+    """table: the column of paths; default: path, file_name, filename, image, ..."""
+    label_column: str | None = None
+    """table: the column of labels; default: label, class, category, ..., or columns of 0 and 1, one for each class."""
+    split_column: str | None = None
+    """table: the column that says train, test or val; default: split, if there is one."""
     first: int = 50
     """webvision: how many classes, from the first of info/synsets.txt on; 1000 = all."""
     google_only: bool = False
@@ -96,6 +111,10 @@ def check_config(config: PrepareConfig) -> None:
         raise UserError(f"{config.kind} needs --source", fix="give --source FOLDER")
     if config.source is not None and not config.source.exists():
         raise UserError("the source does not exist", where=str(config.source))
+    if config.images is not None and config.kind == "table" and not config.images.is_dir():
+        raise UserError(
+            "--images is no folder", where=str(config.images), fix="give the folder that the paths begin in"
+        )
     for name, kinds in _KNOWN_BY.items():
         if config.kind not in kinds and getattr(config, name) != getattr(PrepareConfig, name):
             option = f"--{name.replace('_', '-')}"
@@ -128,7 +147,7 @@ def relevant_options(config: PrepareConfig) -> dict[str, Any]:
     if config.format != "beton":
         options["format"] = config.format
     for name, kinds in _KNOWN_BY.items():
-        if config.kind in kinds and name != "classes":  # their order is in the content itself
+        if config.kind in kinds and name not in _IN_CONTENT:
             options[name] = getattr(config, name)
     if config.kind == "digits" or config.test_fraction:
         options["seed"] = config.seed

@@ -30,6 +30,7 @@ class Progress:
         self.done, self.text, self.quiet = start, "", quiet
         self._stream = sys.stderr if stream is None else stream
         self._began = self._shown = time.monotonic()
+        self._printed: tuple[int, str] | None = None  # what the last plain line was about
         self._bar: Any = None
         self._task: Any = None
 
@@ -45,7 +46,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self.quiet:
+        elif not self.quiet and self._printed != (self.done, self.text):  # or it would be said twice
             self._print()
 
     def advance(self, n: int = 1) -> None:
@@ -81,7 +82,7 @@ class Progress:
             self._print()
 
     def _print(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._printed = time.monotonic(), (self.done, self.text)
         print(self.line(), file=self._stream, flush=True)
 
     def _rate(self) -> str:

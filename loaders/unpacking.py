@@ -11,6 +11,8 @@ from fastdrpl.loaders.archives import extract, foreign_packing, is_archive, unpa
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.sources.split_names import split_of
+from fastdrpl.loaders.sources.system_names import is_system
 from fastdrpl.loaders.unfinished import remove
 
 KINDS = ("folder", "webvision")  # whose source is a folder of photos
@@ -56,16 +58,14 @@ def _descend(folder: Path) -> Path:
     """The folder that the layout begins in: archives often hold a single folder, and notes or leavings beside it."""
     while True:
         inside = _folders(folder)
-        if len(inside) != 1 or inside[0].name == "train" or not _folders(inside[0]):
+        if len(inside) != 1 or split_of(inside[0].name) or not _folders(inside[0]):
             return folder
         folder = inside[0]
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, but for hidden ones and that of the archiver of macOS."""
-    return [
-        path for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and path.name != "__MACOSX"
-    ]
+    """The folders in a folder, but for hidden ones and those of systems, such as `__MACOSX`."""
+    return [path for path in folder.iterdir() if path.is_dir() and not is_system(path.name)]
 
 
 def _named_in_archive(error: UserError, photos: Path, archive: Path) -> UserError:

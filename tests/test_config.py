@@ -41,6 +41,7 @@ def test_every_number_of_a_recipe_has_a_source(name):
         "noise.confusion",
         "noise.matrix_diagonal",
         "noise.file",
+        "noise.file_column",
         "noise.legacy_rng",
     }
 

@@ -88,6 +88,17 @@ def test_a_dict_with_a_test_split(tmp_path: Path, capsys: pytest.CaptureFixture[
         run(tmp_path / "my set", tmp_path / "other", test_fraction=0.5)
 
 
+def test_other_words_for_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = {"training": make(9), "dev": make(3, 9), "valid": make(6, 12)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "s")
+    dataset = run(tmp_path / "s", tmp_path / "out")
+    assert greys(dataset, "train") == [4 * k for k in range(9)] and greys(dataset, "test") == [36, 40, 44]
+    assert "`dev` is the test set; not used: valid" in capsys.readouterr().out
+    datasets.DatasetDict({"train": make(9), "Training": make(3)}).save_to_disk(tmp_path / "t")
+    with pytest.raises(UserError, match="several splits for training"):
+        run(tmp_path / "t", tmp_path / "other")
+
+
 def test_shuffled_sharded_datasets_with_a_format(tmp_path: Path) -> None:
     whole = make(150).shuffle(seed=3).select(range(130)).with_format("numpy")
     whole.save_to_disk(tmp_path / "s", num_shards=4)

@@ -1,6 +1,7 @@
 """Prepare as a user meets it: right output, damage named, kills survived, nothing half-written."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdrpl.loaders import beton, shard_writer, unfinished
+from fastdrpl.loaders import beton, progress, shard_writer, unfinished
 from fastdrpl.loaders import prepare as prepare_module
 from fastdrpl.loaders.beton_tables import choose_page_size
 from fastdrpl.loaders.dataset import open_dataset
@@ -633,6 +634,74 @@ def test_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("scan", None, quiet=True) as bar:
         bar.advance()
     assert capsys.readouterr().err == ""
+
+
+def test_the_last_progress_line_is_printed_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)  # every step is shown
+    with Progress("train", 3) as bar:
+        for _ in range(3):
+            bar.advance()
+    assert [line.split(" images")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"train: {k} of 3" for k in (1, 2, 3)
+    ]
+    monkeypatch.undo()
+    with Progress("train", 3) as bar:  # too quick for any other line
+        bar.advance(3)
+    with Progress("nothing", 0):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" images")[0] for line in lines] == ["train: 3 of 3", "nothing: 0 of 0"]
+
+
+def test_work_of_which_nothing_was_noted_is_not_called_continued(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kill before the first note of the journal: 32 images may have been shown as done, none of them is."""
+    config, whole = both(photos, tmp_path)
+    source = open_source(config)
+    reader = source.parts["train"].read
+
+    def stop(row: int) -> Any:
+        for number, piece in enumerate(reader(row)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield piece
+
+    source.parts["train"] = dataclasses.replace(source.parts["train"], read=stop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare_module, "open_source", lambda _: source)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, quiet=True)
+    prepare(config)
+    assert "Continuing" not in capsys.readouterr().out and contents(config.out) == contents(whole)
+
+
+@pytest.mark.parametrize("out", ["/proc/x", "/dev/null/x", "/proc/deeper/x", "/sys/x"])
+def test_where_nothing_can_be_written_there_is_a_fix(out: str) -> None:
+    with pytest.raises(UserError) as caught:
+        prepare(PrepareConfig(kind="digits", out=Path(out)), quiet=True)
+    assert type(caught.value) is UserError and "--out" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "fix"), [(0.2, "leave --test-fraction out"), (0.0, "as training images")]
+)
+def test_held_out_images_of_ones_own_are_said_not_to_be_judged(
+    tmp_path: Path, fraction: float, fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_photos(tmp_path / "photos", 20)
+    if not fraction:
+        (tmp_path / "split" / "test").mkdir(parents=True)
+        (tmp_path / "photos").rename(tmp_path / "split" / "train")
+        shutil.copytree(tmp_path / "split" / "train" / "class0", tmp_path / "split" / "test" / "class0")
+        source = tmp_path / "split"
+    prepare(PrepareConfig(kind="folder", source=source, out=tmp_path / "o", size=8, test_fraction=fraction))
+    said = capsys.readouterr().out
+    assert "test images are held out: a run does not judge their labels" in said and fix in said
+    prepare(PrepareConfig(kind="digits", out=tmp_path / "digits"))
+    assert "held out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("extension", ["tar.gz", "zip"])

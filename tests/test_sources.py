@@ -443,7 +443,8 @@ def test_every_kind_of_bad_image_is_converted_or_quarantined(
         assert (ids[int(row)], where) == (name, "train") and bad[name] in reason
         assert not read_image(split, int(row)).any()
     said = capsys.readouterr().out
-    assert f"{ignored + 1} other files were ignored" in said  # and the link to itself
+    assert f"{ignored} other files were ignored: 1 .txt, 1 hidden, 1 of the system" in said
+    assert "links that lead nowhere: bee/self\n" in said
     assert f"{len(bad)} of them quarantined" in said and "ant, bee" in said
     assert [name for name in ids if "caf" in name] == ["bee/caf\\xe9 \n.png"]
     for name, colour in (

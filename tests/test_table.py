@@ -100,6 +100,33 @@ def test_what_is_not_used_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert dataset.ids("test") == tuple(names[5:]) and not dataset.test_may_be_wrong
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("Train", "Validation"),
+        ("TRAINING", "dev"),
+        ("train_set", "Valid"),
+        ("trn", "x"),
+        ("training", "Testing "),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_other_words_for_splits(tmp_path: Path, words: tuple[str, str], kind: str) -> None:
+    names = make_images(tmp_path, 9)
+    columns = {
+        "path": names,
+        "label": [CLASSES[k % 3] for k in range(9)],
+        "split": [words[k > 5] for k in range(9)],
+    }
+    source = write(tmp_path / f"t.{kind}", columns)
+    if words[1] == "x":
+        with pytest.raises(DataError, match=r"none of train, test, val \('trn', 'x'\)"):
+            run(source, tmp_path / "out")
+        return
+    dataset = run(source, tmp_path / "out")
+    assert (dataset.ids("train"), dataset.ids("test")) == (tuple(names[:6]), tuple(names[6:]))
+
+
 @pytest.mark.parametrize("with_split", [False, True])
 def test_a_fraction_is_taken_of_every_class_as_for_folders(
     tmp_path: Path, with_split: bool, capsys: pytest.CaptureFixture[str]
@@ -259,9 +286,9 @@ def check_error(
 @pytest.mark.parametrize(
     ("text", "kind", "parts"),
     [
-        ("file,label\na,b\n", UserError, ["no column 'path'", "'file', 'label'"]),
-        ("path;label\na;b\n", UserError, ["no column 'path'", "'path;label'"]),
-        ("path,Label\na,b\n", UserError, ["no column 'label'", "'path', 'Label'"]),
+        ("where,label\na,b\n", UserError, ["no column 'path'", "'where', 'label'", "--path-column"]),
+        ("path:label\na:b\n", UserError, ["no column 'path'", "'path:label'"]),
+        ("path,Labelled\na,b\n", UserError, ["no column 'label'", "'path', 'Labelled'"]),
         ("path,label,label\na,b,c\n", UserError, ["'label' is there twice"]),
         ("", DataError, ["cannot be read", "Empty"]),
         ("path,label\n", DataError, ["no rows"]),
@@ -275,9 +302,9 @@ def check_error(
         ),
         ("path,label\na,x\nb,y\na,x\na,y\n", DataError, ["('a'): line 4, line 5", "in the table already"]),
         (
-            "path,label,split\na,x,train\nb,y,dev\nc,y,\n",
+            "path,label,split\na,x,train\nb,y,fold1\nc,y,\n",
             DataError,
-            ["none of train, test, val ('dev', ''): line 3"],
+            ["none of train, test, val ('fold1', ''): line 3, line 4"],
         ),
         ("path,label,split\na,x,test\nb,y,val\n", DataError, ["no row has the split 'train'"]),
         (
@@ -364,6 +391,8 @@ def test_a_large_table_opens_in_seconds(tmp_path: Path, kind: str) -> None:
         "label": [row * 7919 % 1000 for row in range(rows)],
         "split": ["test" if row % 51 == 0 else "train" for row in range(rows)],
     }
+    columns["path"][7] = "there.jpg"  # where none is, it is an error
+    (tmp_path / "there.jpg").touch()
     source = write(tmp_path / f"t.{kind}", columns)
     began = time.perf_counter()
     opened = open_table(

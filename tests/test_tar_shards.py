@@ -125,6 +125,24 @@ def test_splits_by_name_and_by_folder(tmp_path: Path, style: str, capsys: pytest
         run(tmp_path / "s", tmp_path / "other", test_fraction=0.5)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["birds_training-0.tar", "birds_valid-0.tar"],
+        ["Training Set/a.tar", "Dev/b.tar"],
+        ["TRAIN0.tar", "DevSet/0.tar"],
+    ],
+)
+def test_other_words_for_splits(tmp_path: Path, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(names):
+        write_shard(tmp_path / "s" / name, [m for k in range(6 * number, 6 * number + 6) for m in sample(k)])
+    write_shard(tmp_path / "s" / "more birds" / "a.tar", sample(99))
+    dataset = run(tmp_path / "s", tmp_path / "out")
+    assert greys(dataset, "train") == [4 * k for k in range(6)]
+    assert greys(dataset, "test") == [4 * k for k in range(6, 12)]
+    assert "the 1 shards in more birds/ are not used" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["all.tar", "all.tar.gz", "ALL.TGZ", "really_gzip.tar", "bz2.tar"])
 def test_one_file_with_a_fraction_for_testing(tmp_path: Path, name: str) -> None:
     mode = "w:bz2" if name == "bz2.tar" else "w" if name == "all.tar" else "w:gz"

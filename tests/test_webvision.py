@@ -144,13 +144,15 @@ def test_missing_and_damaged_images_are_quarantined_and_the_totals_add_up(
     bad = {
         "google/q0001/google_01-x_0.jpg": "no such file",
         "flickr/q0003/flickr_00-x_1.jpg": "no such file",
-        "google/q0005/google_02-x_2.jpg": "not an image",
+        "google/q0005/google_02-x_2.jpg": "not an image (a web page)",
         "val_images_256/val000003.jpg": "empty file",
     }
     for name, reason in bad.items():
         (source / name).unlink()
         if reason != "no such file":
-            (source / name).write_bytes(b"<html>gone</html>" if reason == "not an image" else b"")
+            (source / name).write_bytes(
+                b"<html>gone</html>" if reason == "not an image (a web page)" else b""
+            )
     dataset = run(source, tmp_path / "out")
     lines = (tmp_path / "out" / "quarantine.csv").read_text().splitlines()[1:]
     assert {line.split(",")[1]: line.split(",")[3] for line in lines} == bad

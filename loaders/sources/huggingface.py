@@ -21,9 +21,9 @@ from fastdrpl.loaders.sources.photos import (
 )
 from fastdrpl.loaders.sources.pictures import Place, Refused, Target
 from fastdrpl.loaders.sources.source import OpenedSource
+from fastdrpl.loaders.sources.split_names import TEST, TRAIN, VAL, by_split
 
 MARKS = ("dataset_dict.json", "state.json")  # of a DatasetDict and of a Dataset
-TESTS = ("test", "validation", "val")  # the first of them that has labels is the test set
 IMAGE_NAMES = ("image",)
 LABEL_NAMES = ("label", "labels", "fine_label")
 AT_ONCE = 64  # images read from the disk at a time
@@ -104,11 +104,14 @@ def _load(datasets: Any, source: Path) -> tuple[dict[str, Any], list[str]]:
         ) from None
     if isinstance(loaded, datasets.Dataset):
         return {"train": loaded}, []
-    if "train" not in loaded:
-        raise UserError(f"no split 'train' in the dataset; it has {', '.join(loaded)}", where=printable(path))
-    others = [split for split in loaded if split not in ("train", *TESTS)]
+    found = by_split(loaded)
+    if len(found.get(TRAIN, ())) != 1:
+        what = "several splits for training" if found.get(TRAIN) else "no split 'train'"
+        raise UserError(f"{what} in the dataset; it has {', '.join(loaded)}", where=printable(path))
+    used = [name for split in (TRAIN, TEST, VAL) for name in found.get(split, ())]
+    others = [name for name in loaded if name not in used]
     notes = [f"splits that are not used: {', '.join(others)}"] if others else []
-    return {split: loaded[split] for split in ("train", *TESTS) if split in loaded}, notes
+    return {("train" if name == used[0] else name): loaded[name] for name in used}, notes
 
 
 def _choose(features: Any, names: Sequence[str], kind: type, what: str, source: Path) -> str:
@@ -162,11 +165,12 @@ def _labels(datasets: Any, dataset: Any, column: str, source: Path) -> tuple[lis
 def _choose_test(texts: dict[str, list[str | None]]) -> tuple[dict[str, str], list[str]]:
     """{"train": "train"[, "test": the split that tests]}, and what to tell the user."""
     notes = []
-    for split in TESTS:
-        if split not in texts:
-            continue
+    tests = [
+        split for split in texts if split != "train"
+    ]  # the first of them that has labels is the test set
+    for split in tests:
         if any(text is not None for text in texts[split]):
-            rest = [other for other in TESTS if other in texts and other != split]
+            rest = [other for other in tests if other != split]
             notes.append(f"`{split}` is the test set" + (f"; not used: {', '.join(rest)}" if rest else ""))
             return {"train": "train", "test": split}, notes
         notes.append(f"`{split}` has no labels.")

@@ -51,9 +51,11 @@ def open_source(config: PrepareConfig) -> OpenedSource:
         "seed": config.seed,
     }
     if config.kind == "table":
+        from fastdrpl.loaders.sources.columns import Wanted
         from fastdrpl.loaders.sources.table import open_table
 
-        return open_table(config.source, **own)
+        columns = Wanted(path=config.path_column, label=config.label_column, split=config.split_column)
+        return open_table(config.source, images=config.images, columns=columns, **own)
     if config.kind == "webdataset":
         from fastdrpl.loaders.sources.tar_shards import open_webdataset
 

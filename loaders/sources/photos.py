@@ -18,6 +18,7 @@ import numpy as np
 
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.sources.class_names import composed, describe_names, nearly
 from fastdrpl.loaders.sources.pictures import Place, Target, read_pictures, watch_parent
 from fastdrpl.loaders.sources.source import IMAGENET_MEAN, IMAGENET_STD, OpenedSource, Part, Piece
 from fastdrpl.loaders.sources.stratify import choose_test_rows
@@ -66,6 +67,12 @@ def open_photos(
         ids = tuple(listing.ids[row] for row in rows.tolist())
         parts[split] = Part(listing.labels[rows], ids, _reader(listing, rows, target, workers))
     counts = np.bincount(parts["train"].labels, minlength=len(class_names))
+    notes = [
+        *notes,
+        *describe_names(class_names, np.bincount(listing.labels, minlength=len(class_names)).tolist()),
+    ]
+    if "test" in parts and kind != "webvision":  # which says it itself
+        notes += _untested(parts["test"].labels, class_names)
     if not counts.all():
         raise DataError(
             f"the class {class_names[int(counts.argmin())]!r} has no training image",
@@ -90,6 +97,16 @@ def open_photos(
         decoded_by_pillow=True,
         notes=tuple(notes),
     )
+
+
+def _untested(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """A line on classes that the test set has no image of."""
+    absent = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)
+    if not len(absent):
+        return []
+    return [
+        f"The test set has no image of {len(absent):,} of {len(names):,} classes, {names[absent[0]]!r} for one."
+    ]
 
 
 def _printable_names(names: Sequence[str], where: str) -> tuple[str, ...]:
@@ -134,12 +151,15 @@ def refuse_fraction(fraction: float, *, where: str) -> None:
 def number_labels(
     labels: Sequence[str], classes: Path | None, present: Sequence[str] | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels as text -> (class numbers (n,) int64, class names in order).
+    """Labels as text -> (class numbers (n,) int64, class names in order). Both are in Unicode's composed form.
 
     The order is that of the file `classes`, or of `present` if the source knows one, or sorted: as numbers if all
     are whole numbers, else as text.
     """
-    if present is None:
+    labels = [composed(label) for label in labels]
+    if present is not None:
+        present = list(dict.fromkeys(map(composed, present)))
+    else:
         found = sorted(set(labels))
         present = sorted(found, key=int) if all(map(WHOLE_NUMBER.fullmatch, found)) else found
     names = order_classes(present, classes)
@@ -163,12 +183,15 @@ def order_classes(
         raise UserError(
             f"cannot read the class list: {error.strerror}", where=printable(str(classes))
         ) from None
-    lines = [line.strip() for line in os.fsdecode(data).splitlines()]
+    lines = [composed(line.strip()) for line in os.fsdecode(data).splitlines()]
     names = [line for line in lines if line]
     lost, new = sorted(set(names) - set(present)), sorted(set(present) - set(names))
-    for what, wrong in ((missing, lost), ("is not in the class list", new)):
+    for what, wrong, others in ((missing, lost, new), ("is not in the class list", new, lost)):
         if wrong:
-            raise UserError(f"the class {printable(wrong[0])!r} {what}", where=printable(str(classes)))
+            raise UserError(
+                f"the class {printable(wrong[0])!r} {what}{nearly(wrong[0], others)}",
+                where=printable(str(classes)),
+            )
     if len(set(names)) != len(names):
         raise UserError("a class is listed twice", where=printable(str(classes)))
     return names

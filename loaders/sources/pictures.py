@@ -15,23 +15,10 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats we let Pillow read, and their file names. Its own list is longer: it would run Ghostscript for .eps.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".mpo",),
-    "PNG": (".png", ".apng"),
-    "BMP": (".bmp",),
-    "DIB": (".dib",),
-    "GIF": (".gif",),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "JPEG2000": (".jp2", ".j2k"),
-    "AVIF": (".avif",),
-    "TGA": (".tga",),
-    "ICO": (".ico",),
-}
-EXTENSIONS = frozenset(extension for extensions in FORMATS.values() for extension in extensions)
+from fastdrpl.loaders.sources.formats import EXTENSIONS, FORMATS, readable_formats, why_unknown
+
+__all__ = ["DAMAGE", "EXTENSIONS", "FORMATS", "Unreadable", "read_picture", "read_pictures"]
+
 DAMAGE = (  # what Pillow's many decoders raise on damaged files
     ArithmeticError,
     AttributeError,
@@ -116,7 +103,9 @@ def read_picture(place: Place, size: int, resample: Resample = "bilinear") -> np
     except PermissionError:
         raise Unreadable("no permission to read") from None
     except UnidentifiedImageError:
-        raise Unreadable("not an image") from None
+        with _open(place) as file:
+            why = why_unknown(file.read(64))
+        raise Unreadable(why) from None
     except Image.DecompressionBombError:
         raise Unreadable("too many pixels") from None
     except DAMAGE as error:
@@ -195,8 +184,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def _decode(file: IO[bytes], size: int, resample: Resample) -> np.ndarray:
-    Image.init()
-    with Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+    with Image.open(file, formats=readable_formats()) as image:
         if image.format in ("JPEG", "MPO") and resample == "bilinear":
             image.draft(None, (2 * size, 2 * size))  # decode large photos at 1/2, 1/4, 1/8: never below 2x
         image.load()

@@ -4,7 +4,6 @@ Read in two passes: names and labels first, then the images, wherever in a shard
 """
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -26,11 +25,12 @@ from fastdrpl.loaders.sources.photos import (
 from fastdrpl.loaders.sources.pictures import LARGEST, Place, Span, Target
 from fastdrpl.loaders.sources.shard_scan import Shard, opener_of, scan
 from fastdrpl.loaders.sources.source import OpenedSource
+from fastdrpl.loaders.sources.split_names import split_in, split_of
+from fastdrpl.loaders.sources.walking import WARNING, subfolders
 from fastdrpl.loaders.spawning import cores
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 OTHERS = (".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4", ".zip")
-SPLITS = {"train": "train", "test": "test", "val": "val", "validation": "val"}  # as shards call them -> split
 MUCH = 1 << 28  # bytes of all shards that are worth starting processes for
 SHOWN = 3  # samples that a message names
 
@@ -115,10 +115,15 @@ def _find_shards(source: Path) -> tuple[dict[str, list[str]], list[str]]:
         )
     by_split: dict[str, list[str]] = {}
     for path in _list_shards(source):
-        by_split.setdefault(_split_of(path.name), []).append(str(path))
-    for name, split in SPLITS.items():
-        for path in _list_shards(source / name):
-            by_split.setdefault(split, []).append(str(path))
+        by_split.setdefault(split_in(path.name) or "", []).append(str(path))
+    notes = []
+    for name in subfolders(str(source)):
+        inside, split = _list_shards(source / name), split_of(name)
+        if split:
+            by_split.setdefault(split, []).extend(map(str, inside))
+        elif inside:
+            notes.append(f"{WARNING}the {len(inside):,} shards in {printable(name)}/ are not used.")
+    by_split = {split: paths for split, paths in by_split.items() if paths}
     if not by_split:
         raise UserError(
             f"no shards here; their names end in {', '.join(SHARDS)}",
@@ -137,7 +142,8 @@ def _find_shards(source: Path) -> tuple[dict[str, list[str]], list[str]]:
             f"no shards for training, only for {', '.join(by_split)}", where=printable(str(source))
         )
     tests = [split for split in ("test", "val") if split in by_split]
-    notes = ["`test` is the test set; `val` is not used."] if len(tests) == 2 else []
+    if len(tests) == 2:
+        notes.append(f"`test` is the test set; `val` is not used ({len(by_split['val']):,} shards).")
     return {"train": train} | ({"test": by_split[tests[0]]} if tests else {}), notes
 
 
@@ -150,12 +156,6 @@ def _list_shards(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name.lower().endswith(SHARDS) and path.is_file())
-
-
-def _split_of(name: str) -> str:
-    """The split that a shard's name has as its first such word (train-000.tar, birds_val.tar), or none."""
-    words = [word for word in re.findall("[a-z]+", name.lower()) if word in SPLITS]
-    return SPLITS[words[0]] if words else ""
 
 
 def _fetcher(shards: list[Shard]) -> Callable[[np.ndarray], Iterator[Place]]:
