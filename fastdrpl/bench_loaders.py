@@ -13,8 +13,8 @@ from rich.table import Table
 
 from fastdrpl.config import AugmentConfig, EngineConfig
 from fastdrpl.console import say
-from fastdrpl.engine import Eyes
 from fastdrpl.errors import UserError
+from fastdrpl.eyes import Eyes
 from fastdrpl.kernels.philox import permutation
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.dataset import open_dataset
@@ -146,7 +146,7 @@ def _walk(eyes: Eyes, batch_size: int, machine: Machine) -> Callable[[], None]:
         epoch += 1
         pass_ = _pass(epoch)
         for batch in eyes.loader.epoch(eyes.order(np.arange(eyes.samples), batch_size, pass_, True, 0, 1)):
-            eyes.transform.train(batch, pass_)
+            eyes.transform.train(batch, pass_.stream)
         if machine.device.type == "cuda":
             torch.cuda.synchronize()
 
