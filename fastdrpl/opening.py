@@ -11,6 +11,7 @@ from fastdrpl.errors import DataError, UserError
 from fastdrpl.export import read_export
 from fastdrpl.files import read_json
 from fastdrpl.folder import RunFolder
+from fastdrpl.kernels.crop import Crop
 from fastdrpl.labels import Labels, load_labels
 from fastdrpl.loaders.dataset import Dataset, open_dataset
 
@@ -23,6 +24,12 @@ class OpenRun:
     network: nn.Module
     description: dict[str, Any]
     moved: Path | None = None  # where the data lie now
+
+    @property
+    def crop(self) -> Crop:
+        """How a stored image becomes the network's input: the centre, normalised."""
+        said = self.description
+        return Crop(size=said["input_size"], mean=tuple(said["mean"]), std=tuple(said["std"]))
 
     @functools.cached_property
     def labels(self) -> Labels:

@@ -4,22 +4,20 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated
 
 import numpy as np
 import torch
 import tyro
-from torch import nn
 
 from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.files import explain_write_error
 from fastdrpl.kernels.augment import centre
-from fastdrpl.kernels.crop import Crop
 from fastdrpl.loaders.sources.formats import readable_extensions
 from fastdrpl.loaders.sources.pictures import Unreadable, read_picture
 from fastdrpl.loaders.sources.walking import WARNING, describe_left, list_images, why_no_image
-from fastdrpl.opening import open_run
+from fastdrpl.opening import OpenRun, open_run
 from fastdrpl.report.table import printable
 
 _BATCH = 64
@@ -44,13 +42,12 @@ def predict(config: PredictConfig) -> int:
     no image can be read.
     """
     run = open_run(config.run)
-    network, description = run.network, run.description
     files = find_images(config.path)
     if config.out is None:
-        return _write(sys.stdout, network, description, files)
+        return _write(sys.stdout, run, files)
     try:
         with open(config.out, "w", newline="", encoding="utf-8") as target:
-            unreadable = _write(target, network, description, files)
+            unreadable = _write(target, run, files)
     except OSError as error:  # of the output: an image that cannot be read is `Unreadable`
         raise explain_write_error(error, config.out.absolute()) from error
     say(f"{len(files) - unreadable} images labelled, {unreadable} unreadable: {config.out}")
@@ -77,12 +74,10 @@ def find_images(path: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def _write(target: IO[str], network: nn.Module, description: dict[str, Any], files: list[Path]) -> int:
+def _write(target: IO[str], run: OpenRun, files: list[Path]) -> int:
     writer, unreadable = csv.writer(target), 0
     writer.writerow(["file", "class", "probability"])
-    names = description["class_names"]
-    mean, std = tuple(description["mean"]), tuple(description["std"])
-    crop = Crop(size=description["input_size"], mean=mean, std=std)
+    description, names = run.description, run.description["class_names"]
     for start in range(0, len(files), _BATCH):
         images, readable = [], []
         for file in files[start : start + _BATCH]:
@@ -95,8 +90,8 @@ def _write(target: IO[str], network: nn.Module, description: dict[str, Any], fil
                 unreadable += 1
         if not images:
             continue
-        inputs = centre(torch.from_numpy(np.stack(images)), torch.arange(len(images)), crop)
-        confidence, best = torch.softmax(network(inputs).float(), 1).max(1)
+        inputs = centre(torch.from_numpy(np.stack(images)), torch.arange(len(images)), run.crop)
+        confidence, best = torch.softmax(run.network(inputs).float(), 1).max(1)
         for file, k, p in zip(readable, best.tolist(), confidence.tolist(), strict=True):
             writer.writerow([printable(str(file)), names[k], f"{p:.4f}"])
     if unreadable == len(files):

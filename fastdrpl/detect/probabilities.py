@@ -40,13 +40,7 @@ def class_probabilities(run: Path, labels: Labels) -> npt.NDArray[np.float32]:
         with Progress(f"probabilities of {run}", len(labels)) as bar:
             for batch in loader.epoch(order):
                 images = batch.pixels[batch.rows].to(device)
-                inputs = centre(
-                    images,
-                    torch.arange(len(images), device=device),
-                    size=description["input_size"],
-                    mean=description["mean"],
-                    std=description["std"],
-                )
+                inputs = centre(images, torch.arange(len(images), device=device), opened.crop)
                 found[batch.index.numpy()] = torch.softmax(network(inputs).float(), 1).cpu().numpy()
                 bar.advance(len(images))
     finally:

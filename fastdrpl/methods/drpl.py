@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -173,7 +173,7 @@ class Relabel(Objective):
             entropy_weight=self.regulariser.entropy_weight,
             keep_prediction=True,
         )
-        seen = Write("prediction", step.index, head.prediction)
+        seen = Write("prediction", step.index, cast("Tensor", head.prediction))
         return Outcome(head.loss, head.predicted, head.wanted, (seen,))
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
@@ -238,7 +238,7 @@ class SemiSupervised(Objective):
             prior_weight=self.regulariser.prior_weight,
             entropy_weight=self.regulariser.entropy_weight,
         )
-        seen = Write("prediction", step.index, guess.prediction)
+        seen = Write("prediction", step.index, cast("Tensor", guess.prediction))
         return Outcome(head.loss, guess.predicted, head.wanted, (seen,))
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
