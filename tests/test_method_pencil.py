@@ -31,7 +31,7 @@ def softmax(z):
 def written_out(logits, rows, given, settings):
     """The mean loss of a batch, term by term."""
     p, y_d, each = softmax(logits), softmax(rows), np.arange(len(given))
-    factor = 1 / logits.shape[1] if settings.class_factor == "divide" else 1.0
+    factor = 1 / logits.shape[1] if settings.compat == "published" else 1.0
     divergence = (p * (np.log(p) - np.log(y_d))).sum(1)
     entropy = -(p * np.log(p)).sum(1)
     held = y_d if settings.compat == "corrected" else softmax(y_d)
@@ -57,11 +57,8 @@ def take(store, outcome):
 
 
 @pytest.mark.parametrize("compat", ["corrected", "published"])
-@pytest.mark.parametrize("class_factor", ["divide", "none"])
-def test_the_loss_and_both_gradients_are_those_of_the_paper(compat, class_factor):
-    settings = Settings(
-        compat=compat, class_factor=class_factor, compatibility_weight=0.3, entropy_weight=0.7
-    )
+def test_the_loss_and_both_gradients_are_those_written_out(compat):
+    settings = Settings(compat=compat, compatibility_weight=0.3, entropy_weight=0.7)
     objective, store, logits, index = toy(settings)
     logits.requires_grad_()
     outcome = objective.loss(step_of(store, lambda x: x, logits, index))
@@ -88,7 +85,7 @@ def test_a_step_only_says_what_is_to_be_learnt():
     outcome = objective.loss(step_of(store, lambda x: x, logits, index))
     outcome.loss.backward()
     (learnt,) = outcome.learnt
-    assert (learnt.column, learnt.rate, outcome.writes) == (LABELS, 600.0, ())
+    assert (learnt.column, learnt.rate, outcome.writes) == (LABELS, 60.0, ())
     assert learnt.rows.is_leaf and torch.equal(learnt.index, index)
     assert torch.equal(store[LABELS], before)
 
@@ -109,20 +106,29 @@ def test_with_lambda_zero_the_labels_stay():
     assert torch.equal(store[LABELS], before)
 
 
-def test_a_sure_network_turns_wrong_labels_and_leaves_right_ones():
-    objective = Correction(Settings())
+@pytest.mark.parametrize("alpha, turns", [(0.1, True), (0.4, True), (3.0, False)])
+def test_a_sure_network_turns_wrong_labels_if_alpha_lets_it(alpha, turns):
+    """y^d comes to rest at (p + alpha y) / (1 + alpha)."""
+    objective = Correction(Settings(compatibility_weight=alpha, label_rate=20.0))
     store = new_store(N, C)
     objective.begin(store, C, pass_(0))
     given = store["given"]
     wrong = torch.arange(N) < 10
     believed = torch.where(wrong, (given + 1) % C, given)
-    logits = 5.0 * torch.nn.functional.one_hot(believed, C).float()
-    for _ in range(200):
-        take(store, objective.loss(step_of(store, lambda x: x, logits, torch.arange(N))))
+    p = torch.softmax(8.0 * torch.nn.functional.one_hot(believed, C).float(), 1)
+    for _ in range(400):
+        take(store, objective.loss(step_of(store, lambda x: x, p.log(), torch.arange(N))))
     learnt = torch.softmax(store[LABELS], 1)
-    assert torch.equal(learnt.argmax(1), believed)
-    own = learnt.gather(1, given[:, None])[:, 0]
-    assert own[wrong].max() < 0.5 < own[~wrong].min()
+    y = torch.nn.functional.one_hot(given, C)
+    assert torch.allclose(learnt, (p + alpha * y) / (1 + alpha), atol=0.01)
+    assert torch.equal(learnt.argmax(1), believed if turns else given)
+
+
+def test_as_published_lambda_is_multiplied_by_the_classes():
+    """600 for CIFAR-10; its losses are divided by 10."""
+    objective, store, logits, index = toy(Settings(compat="published"))
+    (learnt,) = objective.loss(step_of(store, lambda x: x, logits, index)).learnt
+    assert learnt.rate == 60.0 * C
 
 
 def test_rows_that_no_step_visits_keep_their_labels():
@@ -156,7 +162,7 @@ def test_the_parts_of_two_ranks_make_the_whole():
 @pytest.mark.parametrize("sure", [1e3, 1e5])
 def test_extreme_labels_and_predictions_stay_finite(sure):
     """Label logits take steps of hundreds."""
-    settings = Settings(compat="published", label_rate=10000.0)
+    settings = Settings(compat="published")
     logits = torch.tensor([[sure, 0.0, -sure]], requires_grad=True)
     rows = torch.tensor([[-sure, sure, 0.0]], requires_grad=True)
     for choice in (settings, Settings()):
@@ -168,9 +174,9 @@ def test_extreme_labels_and_predictions_stay_finite(sure):
 # --- fine-tuning ---
 
 
-@pytest.mark.parametrize("class_factor", ["divide", "none"])
-def test_fine_tuning_learns_from_the_divergence_alone(class_factor):
-    settings = Settings(class_factor=class_factor)
+@pytest.mark.parametrize("compat", ["corrected", "published"])
+def test_fine_tuning_learns_from_the_divergence_alone(compat):
+    settings = Settings(compat=compat)
     _, store, logits, index = toy(settings)
     before = store[LABELS].clone()
     objective = FineTuning(settings)

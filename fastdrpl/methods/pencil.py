@@ -4,9 +4,11 @@ Yi and Wu, "Probabilistic End-to-end Noise Correction for Learning with Noisy La
 
 backbone     cross entropy on the given labels y, at a constant learning rate
 correction   y^d = softmax(label logits), which start as K y. Network and label logits learn from
-             L = L_c / C + alpha L_o + beta L_e / C with L_c = KL(p || y^d), L_o = -log y^d[y], L_e = H(p);
+             L = L_c + alpha L_o + beta L_e with L_c = KL(p || y^d), L_o = -log y^d[y], L_e = H(p);
              label logits -= lambda dL / d label logits
-finetune     y^d stays as it is, and the network learns from L_c / C alone
+finetune     y^d stays as it is, and the network learns from L_c alone
+
+Where the network is sure of a class, y^d comes to rest at (p + alpha y) / (1 + alpha): below 1, alpha lets labels turn.
 
 A label counts as right if y^d still gives it at least `threshold`. P (PENCIL, PEN) of the DRPL paper's tables.
 """
@@ -53,23 +55,21 @@ class Settings:
     """Learning rate of stages 1 and 2; 0 = the run's."""
     finetune_lr: float = setting(0.2, f"{_CODE}: lr2", WEIGHT)
     """First learning rate of stage 3; 0 = the run's."""
-    label_rate: float = setting(600.0, f"{_CODE}: lambda", WEIGHT)
-    """Learning rate of the label logits, on the gradient of the batch's mean loss: it goes with the batch size."""
+    label_rate: float = setting(60.0, f"{_CODE}: lambda = 600 for losses divided by 10 classes", WEIGHT)
+    """Learning rate of the label logits, lambda, on the gradient of the batch's mean loss: it goes with the batch
+    size."""
     label_scale: float = setting(10.0, f"{_CODE}: K", WEIGHT)
     """A label starts as softmax(label_scale * one-hot)."""
     compatibility_weight: float = setting(0.4, f"{_CODE}: alpha", WEIGHT)
     """Weight of L_o, which holds a learnt label at the given one."""
     entropy_weight: float = setting(0.1, f"{_CODE}: beta", WEIGHT)
     """Weight of L_e, the entropy of predictions."""
-    class_factor: Literal["divide", "none"] = setting(
-        "divide", f"{_CODE}: a mean over classes; in its paper the factor 1/c of the total loss"
-    )
-    """Whether L_c and L_e are divided by the number of classes. The numbers above belong to it."""
     compat: Literal["corrected", "published"] = setting(
-        "corrected", "own: two slips of the published code are mended"
+        "corrected", "own: with those of the published code, labels hardly turn"
     )
-    """published = L_o takes the softmax twice, and stage 3 stands still from its first milestone on, as a division
-    in whole numbers makes its learning rate 0 there."""
+    """published = as the published code: L_c and L_e are divided by the number of classes and lambda is multiplied
+    by it, L_o takes the softmax twice, and stage 3 stands still from its first milestone on, as a division in whole
+    numbers makes its learning rate 0."""
     threshold: float = setting(0.5, "own: more likely right than not", SHARE)
     """A label counts as right if its learnt distribution gives it at least this probability."""
 
@@ -78,7 +78,7 @@ RECIPES = {
     "cifar100": {
         _MEMORY: {
             "lr": 0.35,
-            "label_rate": 10000.0,
+            "label_rate": 100.0,
             "compatibility_weight": 0.1,
             "entropy_weight": 0.4,
         }
@@ -130,7 +130,8 @@ class Correction(Objective):
         rows = step.store.read(LABELS, step.index).requires_grad_()
         given = step.store.read("given", step.index)
         loss_of_each = correction_loss(torch.log_softmax(logits.float(), 1), rows, given, self.pencil)
-        learnt = Learnt(LABELS, step.index, rows, self.pencil.label_rate)
+        factor = logits.shape[1] if self.pencil.compat == "published" else 1
+        learnt = Learnt(LABELS, step.index, rows, factor * self.pencil.label_rate)
         return Outcome(
             step.share.mean(loss_of_each),
             logits.detach().argmax(1),
@@ -155,7 +156,7 @@ class FineTuning(Objective):
         logits = step.network(step.inputs)
         rows = step.store.read(LABELS, step.index)
         loss_of_each = divergence(torch.log_softmax(logits.float(), 1), torch.log_softmax(rows, 1))
-        if self.pencil.class_factor == "divide":
+        if self.pencil.compat == "published":
             loss_of_each = loss_of_each / logits.shape[1]
         return Outcome(step.share.mean(loss_of_each), logits.detach().argmax(1), rows.argmax(1))
 
@@ -163,10 +164,12 @@ class FineTuning(Objective):
 def correction_loss(log_probability: Tensor, rows: Tensor, given: Tensor, pencil: Settings) -> Tensor:
     """L of each sample: log p (b, C), label logits (b, C), y (b,) -> (b,)."""
     log_label = torch.log_softmax(rows, 1)
-    own = divergence(log_probability, log_label) + pencil.entropy_weight * entropy(log_probability)
-    if pencil.class_factor == "divide":
-        own = own / rows.shape[1]
-    held = log_label if pencil.compat == "corrected" else torch.log_softmax(log_label.exp(), 1)
+    own, held = (
+        divergence(log_probability, log_label) + pencil.entropy_weight * entropy(log_probability),
+        log_label,
+    )
+    if pencil.compat == "published":
+        own, held = own / rows.shape[1], torch.log_softmax(log_label.exp(), 1)
     return own + pencil.compatibility_weight * label_loss(held, given)
 
 
