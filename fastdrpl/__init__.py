@@ -35,4 +35,5 @@ class _CheckoutFinder:
 
 
 if (_ROOT / "pyproject.toml").is_file():  # a checkout; never in site-packages
-    sys.meta_path.append(_CheckoutFinder)
+    # First: an editable install of another checkout must not lend its kernels to this one.
+    sys.meta_path.insert(0, _CheckoutFinder)
