@@ -9,12 +9,14 @@ before a kernel on a GPU uses them, and waits for the GPU to do so.
 import functools
 import importlib.util
 import os
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 Implementation = Literal["reference", "numba", "triton"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 VARIABLE, DEBUG_VARIABLE = "FASTDRPL_KERNELS", "FASTDRPL_KERNELS_DEBUG"
 OPERATIONS = ("augment", "mixup", "loss_head", "pseudo_label", "beta_mixture")
@@ -22,7 +24,17 @@ ON_CPU = ("augment", "beta_mixture")  # what has a numba twin
 OLDEST_GPU = (7, 0)  # compute capability that Triton compiles for
 
 
-@functools.cache
+def constant_when_compiled(function: Function) -> Function:
+    """Have torch.compile take what the function returns as it stands, instead of tracing how it asks the driver.
+
+    The mark that `torch.compiler.assume_constant_result` sets; that one imports torch's compiler, which takes seconds
+    and loads triton, in every process that has a kernel.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def choose(operation: str, device_type: str) -> Implementation:
     """The implementation of an operation for tensors of a kind of device ("cpu", "cuda", ...).
 
@@ -30,6 +42,11 @@ def choose(operation: str, device_type: str) -> Implementation:
     operation that is not in `OPERATIONS`, and for another value of the environment variable than
     "auto" and "reference".
     """
+    return _chosen(operation, device_type)
+
+
+@functools.cache
+def _chosen(operation: str, device_type: str) -> Implementation:
     if operation not in OPERATIONS:
         raise ValueError(f"kernel {operation!r}; there are {', '.join(OPERATIONS)}")
     if _read(VARIABLE, ("auto", "reference")) == "reference":
@@ -52,13 +69,24 @@ def missing_triton() -> str:
     return ""
 
 
-@functools.cache
+@constant_when_compiled
 def debugging() -> bool:
     """Whether what only the device knows (rows, partners, labels in range) is looked at before a kernel starts.
 
     Looked up once per process. Raises ValueError for another value of the environment variable than "0" and "1".
     """
+    return _debugging()
+
+
+@functools.cache
+def _debugging() -> bool:
     return _read(DEBUG_VARIABLE, ("0", "1")) == "1"
+
+
+def forget() -> None:
+    """Look everything up again at the next call: for tests, since a run must not change its numbers on the way."""
+    for remembered in (_chosen, missing_triton, _debugging):
+        remembered.cache_clear()
 
 
 def check_range(name: str, values: Tensor, limit: int) -> None:

@@ -10,182 +10,19 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, ClassVar, Literal
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from fastdrpl.loaders.errors import DataError
+from fastdrpl.loaders.pickled import KNOWN, Encoded, Located, Number, NumberType, PickledArray
+
+__all__ = ["KEPT", "LONG", "Located", "PickledArray", "read_plain", "scan_plain", "whole_numbers"]
 
 LONG = 256  # bytes; `scan_plain` gives longer strings as `Located`
 KEPT = 16 << 20  # bytes of strings that one scan holds in memory, all together
 MOST_STEPS = 4_000_000  # of one scan; 130,000 labels, each an object of numpy, need a quarter
 LONGEST_NAME = 256  # bytes of the name of a class
-LONGEST_CODE = 16  # characters of the name of a type of numbers, or of an encoding
-MOST_SIDES = 8  # of an array
-LARGEST_SIDE = 1 << 48
-
-
-class _Kind:
-    """Stands for the class `numpy.ndarray` as an argument; does nothing."""
-
-    __slots__ = ()
-
-
-class _NumberType:
-    """Stands for `numpy.dtype(code)`: keeps the code and the byte order."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: object, *_: object) -> None:
-        if not isinstance(code, str | bytes) or len(code) > LONGEST_CODE:
-            raise ValueError("a type of numbers that has no short name")
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in (">", b">"):
-            self.order = ">"
-
-    def integers(self) -> np.dtype:
-        """The type, if it is one of whole numbers. Raises ValueError."""
-        code = self.code.decode("latin-1") if isinstance(self.code, bytes) else self.code
-        if not (isinstance(code, str) and code.strip("<>|=") in _INTEGERS):
-            raise ValueError(f"numbers of the type {code!r}, wanted whole numbers")
-        big = code.startswith(">") or self.order == ">"
-        return np.dtype((">" if big else "<") + code.strip("<>|="))
-
-
-_INTEGERS = frozenset(sign + size for sign in "iu" for size in "1248")
-
-
-class Located:
-    """A long string of bytes in a file: where it begins, its length there, and its content if it was kept.
-
-    With `text` the bytes are stored as UTF-8 text of Latin-1 characters (Python 3 in protocol 2).
-    """
-
-    __slots__ = ("data", "nbytes", "offset", "text")
-
-    def __init__(self, offset: int, nbytes: int, data: bytes | None, *, text: bool = False) -> None:
-        self.offset, self.nbytes, self.data, self.text = offset, nbytes, data, text
-
-    def content(self) -> bytes | None:
-        """The bytes, or None where they were left in the file. Raises ValueError for text beyond Latin-1."""
-        if self.data is None or not self.text:
-            return self.data
-        return self.data.decode("utf-8").encode("latin-1")
-
-
-class _Encoded:
-    """Stands for `_codecs.encode(text, "latin1")`: bytes, as Python 3 stores them in protocol 2."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: object, codec: object, *_: object) -> None:
-        if not isinstance(codec, str | bytes) or codec not in ("latin1", b"latin1"):
-            raise ValueError("text in another code than Latin-1")
-        if not isinstance(text, str | Located):
-            raise ValueError("encoded text that is no text")
-        self.text = text
-
-    def unpack(self) -> bytes | Located:
-        return self.text.encode("latin-1") if isinstance(self.text, str) else self.text
-
-
-class _Number:
-    """Stands for one whole number of numpy."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, kind: object, data: object, *_: object) -> None:
-        if isinstance(data, _Encoded) and isinstance(data.text, str) and len(data.text) > 8:
-            raise ValueError("a number of a wrong length")  # before it is encoded: many may share one text
-        held = data.unpack() if isinstance(data, _Encoded) else data
-        if not (isinstance(kind, _NumberType) and isinstance(held, bytes)):
-            raise ValueError("a number without a type or bytes")
-        wanted = kind.integers()
-        if len(held) != wanted.itemsize:
-            raise ValueError("a number of a wrong length")
-        order: Literal["big", "little"] = "big" if wanted.str[0] == ">" else "little"
-        self.value = int.from_bytes(held, order, signed=wanted.kind == "i")
-
-
-class PickledArray:
-    """An array as the file describes it; numpy has not seen it yet. `unpack` checks and builds it."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, *_: object) -> None:
-        self.state: object = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-    def unpack(self) -> np.ndarray:
-        """The array, uint8 in C order. Raises ValueError for any other kind."""
-        shape, data = self.locate()
-        if not isinstance(data, bytes):
-            raise ValueError("an array without bytes")
-        return np.frombuffer(data, np.uint8).reshape(shape)  # reshape refuses a wrong length
-
-    def locate(self) -> tuple[tuple[int, ...], bytes | Located]:
-        """Shape and bytes of an array of uint8 in C order. Raises ValueError for any other kind."""
-        shape, kind, fortran, data = self._checked()
-        if kind.code not in ("u1", b"u1", "|u1", b"|u1") or fortran:
-            raise ValueError("an array that is not of bytes in C order")
-        return shape, data
-
-    def integers(self) -> np.ndarray:
-        """The array (n,) of whole numbers of any size, as int64. Raises ValueError for any other kind."""
-        shape, kind, _, data = self._checked()
-        held = data.content() if isinstance(data, Located) else data
-        if len(shape) != 1 or held is None:
-            raise ValueError(f"an array of shape {shape!r}, wanted one row of numbers")
-        values = np.frombuffer(held, kind.integers())
-        if len(values) != shape[0]:
-            raise ValueError(f"an array of {len(values)} numbers that claims {shape[0]}")
-        return values.astype(np.int64)
-
-    def _checked(self) -> tuple[tuple[int, ...], _NumberType, object, bytes | Located]:
-        if not (isinstance(self.state, tuple) and len(self.state) == 5):
-            raise ValueError("an array without content")
-        _, shape, kind, fortran, data = self.state
-        if not isinstance(kind, _NumberType):
-            raise ValueError("an array that is not of bytes in C order")
-        if not (
-            isinstance(shape, tuple)
-            and len(shape) <= MOST_SIDES
-            and all(type(side) is int and 0 <= side < LARGEST_SIDE for side in shape)
-        ):
-            raise ValueError(
-                "an array without a plain shape"
-            )  # not shown: it may be a small tangle that prints huge
-        if isinstance(data, _Encoded):
-            data = data.unpack()
-        if isinstance(data, bytearray):
-            data = bytes(data)
-        if not isinstance(data, bytes | Located):
-            raise ValueError("an array without bytes")
-        return shape, kind, fortran, data
-
-
-class _FromBuffer(PickledArray):
-    """An array as protocol 5 describes it."""
-
-    __slots__ = ()
-
-    def __init__(self, data: object, kind: object, shape: object, order: object, *_: object) -> None:
-        self.state = (1, shape, kind, order not in ("C", b"C"), data)
-
-
-_KNOWN: dict[tuple[str, str], type] = {
-    ("numpy", "ndarray"): _Kind,
-    ("numpy", "dtype"): _NumberType,
-    ("_codecs", "encode"): _Encoded,
-}
-for _core in ("numpy.core", "numpy._core"):  # numpy 1 and numpy 2
-    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = PickledArray
-    _KNOWN[f"{_core}.multiarray", "scalar"] = _Number
-    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _FromBuffer
 
 Step = Callable[[Any], None]
 
@@ -193,15 +30,15 @@ Step = Callable[[Any], None]
 # Python's own reader, not the one in C: that one takes memory for whatever number a damaged file names.
 class _PlainUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> type:
-        if (module, name) not in _KNOWN:
+        if (module, name) not in KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module[:LONGEST_NAME]}.{name[:LONGEST_NAME]}")
-        return _KNOWN[module, name]
+        return KNOWN[module, name]
 
     def load_build(self) -> None:
         """Give its state to one of our objects; the standard step would also set attributes of classes."""
         state = self.stack.pop()  # type: ignore[attr-defined]
         target = self.stack[-1]  # type: ignore[attr-defined]
-        if not isinstance(target, PickledArray | _NumberType):
+        if not isinstance(target, PickledArray | NumberType):
             raise pickle.UnpicklingError("it changes an object that is no array")
         target.__setstate__(state)
 
@@ -226,7 +63,7 @@ class _PlainUnpickler(pickle._Unpickler):
         if not isinstance(table, dict) or len(pairs) % 2:
             raise pickle.UnpicklingError("it enters values into what is no table")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if type(key) not in (str, bytes, int, Located, _Encoded):
+            if type(key) not in (str, bytes, int, Located, Encoded):
                 raise pickle.UnpicklingError(f"a table with a key of the type {type(key).__name__}")
             table[key] = value
 
@@ -374,7 +211,7 @@ def whole_numbers(values: Any) -> np.ndarray:
         return values.integers()
     if not isinstance(values, list):
         raise ValueError("labels that are no list of whole numbers")
-    plain = [value.value if isinstance(value, _Number) else value for value in values]
+    plain = [value.value if isinstance(value, Number) else value for value in values]
     if not all(type(value) is int for value in plain):
         raise ValueError("labels that are no list of whole numbers")
     try:

@@ -282,7 +282,7 @@ def test_twin_on_nasty_sets(name):
 
 @pytest.mark.parametrize("count", [1, 2, 19, 4095, 4096, 4097, 8192, 65_537, 200_000])
 def test_twin_percentiles_are_those_of_numpy(count):
-    from fastdrpl.kernels.cpu.beta_mixture import _outer_percentiles
+    from fastdrpl.kernels.cpu.percentiles import outer_percentiles
 
     random = np.random.default_rng(count)
     for losses in (
@@ -291,16 +291,16 @@ def test_twin_percentiles_are_those_of_numpy(count):
         random.integers(0, 3, count) * 1.5,
     ):
         expected = (*np.percentile(losses, (5, 95)), losses.min(), losses.max())
-        assert tuple(_outer_percentiles(np.asarray(losses, float))) == tuple(expected)
+        assert tuple(outer_percentiles(np.asarray(losses, float))) == tuple(expected)
 
 
 def test_percentiles_between_two_far_values():
     """Ranks 5 % and 95 % fall between two values with all others equal to one of them."""
-    from fastdrpl.kernels.cpu.beta_mixture import _outer_percentiles
+    from fastdrpl.kernels.cpu.percentiles import outer_percentiles
 
     for few in (50, 51, 949, 950):
         losses = np.repeat([1e-300, 1e300], [few, 1001 - few])
-        assert tuple(_outer_percentiles(losses)[:2]) == tuple(np.percentile(losses, (5, 95)))
+        assert tuple(outer_percentiles(losses)[:2]) == tuple(np.percentile(losses, (5, 95)))
 
 
 def test_threads_do_not_change_a_bit():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -21,13 +22,10 @@ def forgotten(monkeypatch):
     """Each test starts as a new process does, and leaves nothing behind."""
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     monkeypatch.delenv(dispatch.DEBUG_VARIABLE, raising=False)
-    remembered = (dispatch.choose, dispatch.missing_triton, dispatch.debugging)
-    for function in remembered:
-        function.cache_clear()
+    dispatch.forget()
     yield
     monkeypatch.undo()
-    for function in remembered:
-        function.cache_clear()
+    dispatch.forget()
 
 
 def test_the_cpu_has_a_compiled_twin_of_two():
@@ -84,6 +82,26 @@ def test_a_choice_stands_for_the_process(monkeypatch):
     assert dispatch.choose("augment", "cpu") == "numba"
 
 
+@pytest.mark.parametrize("implementation", ["triton", "reference"])
+def test_a_compiled_step_takes_the_choice_as_it_stands(implementation, monkeypatch):
+    """What the choice asks of the driver and of the environment is not traced: not even a warning comes of it."""
+    if implementation == "triton":
+        need("triton")
+        give_gpus(monkeypatch, (9, 0))
+    else:
+        monkeypatch.setenv(dispatch.VARIABLE, "reference")
+
+    def step(x):
+        dispatch.check_range("rows", x, 5)
+        return x + (3 if dispatch.choose("loss_head", "cuda") == "triton" else 7)
+
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = torch.compile(step, fullgraph=True, backend="eager")(torch.zeros(2))
+    assert out.tolist() == [3.0 if implementation == "triton" else 7.0] * 2
+
+
 def test_an_unknown_operation_is_refused():
     with pytest.raises(ValueError, match="'blur'; there are augment, mixup"):
         dispatch.choose("blur", "cpu")
@@ -99,7 +117,7 @@ def test_another_value_of_the_environment_is_refused(value, monkeypatch):
 def test_indices_are_looked_at_when_debugging_only(monkeypatch):
     values = torch.tensor([0, 4, 5, -1])
     dispatch.check_range("rows", values, 5)
-    dispatch.debugging.cache_clear()
+    dispatch.forget()
     monkeypatch.setenv(dispatch.DEBUG_VARIABLE, "1")
     with pytest.raises(ValueError, match=r"rows\[2\] is 5, want 0 <= rows < 5"):
         dispatch.check_range("rows", values, 5)
@@ -107,7 +125,7 @@ def test_indices_are_looked_at_when_debugging_only(monkeypatch):
         dispatch.check_range("rows", values, 6)
     dispatch.check_range("rows", values[:2], 5)
     dispatch.check_range("rows", values[:0], 5)
-    dispatch.debugging.cache_clear()
+    dispatch.forget()
     monkeypatch.setenv(dispatch.DEBUG_VARIABLE, "yes")
     with pytest.raises(ValueError, match="FASTDRPL_KERNELS_DEBUG=yes; wanted 0 or 1"):
         dispatch.debugging()
@@ -133,8 +151,7 @@ def test_triton_is_not_loaded_on_a_cpu():
 def test_a_run_says_what_was_chosen_and_refuses_what_is_not_there(monkeypatch):
     assert build_machine(EngineConfig(device="cpu")).describe()["kernels"]["augment"] == "numba"
     for variable in (dispatch.VARIABLE, dispatch.DEBUG_VARIABLE):
-        dispatch.choose.cache_clear()
-        dispatch.debugging.cache_clear()
+        dispatch.forget()
         with monkeypatch.context() as patch:
             patch.setenv(variable, "perhaps")
             with pytest.raises(UserError, match=f"{variable}=perhaps; wanted"):

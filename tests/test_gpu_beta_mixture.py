@@ -221,6 +221,15 @@ def test_nan_and_infinity_are_counted(dtype):
     assert (unknown, infinite) == (0, 3)
 
 
+@pytest.mark.parametrize("count", [1, 100])
+def test_the_odds_of_a_fit_are_read_by_the_kernel_that_a_warm_up_compiles(count):
+    """Triton compiles one kernel for pointers to a multiple of 16 bytes, another for the rest: none inside a graph."""
+    results = fit(torch.from_numpy(make_losses(3, count)).to(DEVICE), 2)
+    assert len(results) == twin.RESULTS and len(results[ODDS:]) == 7
+    assert results.data_ptr() % 16 == results[ODDS:].data_ptr() % 16 == 0
+    assert results[ODDS - 1] == 0
+
+
 # --- the public calls: here by the operations' references, on a GPU by the kernels ---
 
 

@@ -10,12 +10,9 @@ reason those loops are functions of their own, without division checks (`error_m
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.extending import intrinsic
 
 from fastdrpl.kernels.beta_mixture import (
     DENSITY_FLOOR,
@@ -23,7 +20,6 @@ from fastdrpl.kernels.beta_mixture import (
     ENDS,
     LARGEST_CONCENTRATION,
     LOW_OFFSET,
-    OUTER_PERCENTILES,
     RANGE_OFFSET,
     SMALLEST_PARAMETER,
     START,
@@ -33,11 +29,10 @@ from fastdrpl.kernels.beta_mixture import (
     no_spread,
 )
 from fastdrpl.kernels.cpu.jit import PARALLEL_LOCK, jit
+from fastdrpl.kernels.cpu.percentiles import outer_percentiles, within_limit
+from fastdrpl.kernels.cpu.primitives import bits_of, extremes_of, nearest, number_of
 
 CHUNK = 4096
-BINS = 4096
-OCTAVES = 32  # powers of two that the first histogram tells apart
-SORTED_AT_ONCE = 512  # few enough values to sort instead of refining the histogram
 
 # Reordering sums and fusing products is fine; nan and infinity keep their meaning.
 REORDER = {"reassoc", "contract", "nsz"}
@@ -49,42 +44,12 @@ TO_INTEGER = 6755399441055744.0  # 1.5 * 2^52: adding it leaves the nearest inte
 TO_INTEGER_BITS = int(np.float64(TO_INTEGER).view(np.int64))
 SQRT_HALF_BITS = int(np.float64(math.sqrt(0.5)).view(np.int64))
 FLOOR_LOG = math.log(DENSITY_FLOOR)
-LOW_QUANTILE, HIGH_QUANTILE = (percentile / 100 for percentile in OUTER_PERCENTILES)
-
-
-def _bitcast(source: Any, target: Any, llvm_type: ir.Type) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], llvm_type)
-
-    return target(source), codegen
-
-
-@intrinsic
-def _bits(typing_context: Any, number: Any) -> Any:
-    """The bits of a float64 as int64."""
-    return _bitcast(numba.types.float64, numba.types.int64, ir.IntType(64))
-
-
-@intrinsic
-def _number(typing_context: Any, bits: Any) -> Any:
-    """The float64 with these bits."""
-    return _bitcast(numba.types.int64, numba.types.float64, ir.DoubleType())
-
-
-@intrinsic
-def _nearest(typing_context: Any, number: Any) -> Any:
-    """The nearest integer as float64, in one instruction."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.call(builder.module.declare_intrinsic("llvm.rint", [ir.DoubleType()]), arguments)
-
-    return numba.types.float64(numba.types.float64), codegen
 
 
 @jit(inline="always")
 def _exp(x):  # type: ignore[no-untyped-def]
     """exp(x) for |x| <= 700, to 1e-13: 2^k times 11 terms of the series on [-ln2/2, ln2/2]."""
-    k = _nearest(x * LOG2_E)
+    k = nearest(x * LOG2_E)
     r = x - k * LN2
     p = 1 / 39916800.0
     p = p * r + 1 / 3628800.0
@@ -98,16 +63,16 @@ def _exp(x):  # type: ignore[no-untyped-def]
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    return _number(_bits(p) + (_bits(k + TO_INTEGER) << 52))
+    return number_of(bits_of(p) + (bits_of(k + TO_INTEGER) << 52))
 
 
 @jit(inline="always")
 def _log(x):  # type: ignore[no-untyped-def]
     """log(x) for normal x > 0: e ln2 + 2 artanh((m - 1)/(m + 1)) with x = m 2^e, sqrt(1/2) <= m < sqrt(2)."""
-    bits = _bits(x)
+    bits = bits_of(x)
     e = (bits - SQRT_HALF_BITS) >> 52
-    m = _number(bits - (e << 52))
-    exponent = _number(e + TO_INTEGER_BITS) - TO_INTEGER
+    m = number_of(bits - (e << 52))
+    exponent = number_of(e + TO_INTEGER_BITS) - TO_INTEGER
     s = (m - 1.0) / (m + 1.0)
     q = s * s
     p = 2 / 21.0
@@ -121,175 +86,6 @@ def _log(x):  # type: ignore[no-untyped-def]
     p = p * q + 2 / 5.0
     p = p * q + 2 / 3.0
     return exponent * LN2 + (2.0 * s + s * q * p)
-
-
-# --- percentiles ---
-
-
-@jit(inline="always")
-def _key(x):  # type: ignore[no-untyped-def]
-    """An int64 in the order of the float64 numbers."""
-    bits = _bits(x + 0.0)  # -0.0 becomes 0.0
-    return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-
-
-@jit()
-def _keyed_number(key):  # type: ignore[no-untyped-def]
-    """The number whose key this is."""
-    return _number(key ^ ((key >> 63) & 0x7FFFFFFFFFFFFFFF))
-
-
-@jit()
-def _shift(first, last):  # type: ignore[no-untyped-def]
-    """How many bits to drop so that keys in [first, last] fall into the bins."""
-    spread, shift = np.uint64(last) - np.uint64(first), 0
-    while (spread >> np.uint64(shift)) >= np.uint64(BINS):
-        shift += 1
-    return np.uint64(shift)
-
-
-@jit(fastmath=True)
-def _extremes_of(part):  # type: ignore[no-untyped-def]
-    low = high = part[0]
-    for i in range(part.size):
-        low = part[i] if part[i] < low else low
-        high = part[i] if part[i] > high else high
-    return low, high
-
-
-@jit(parallel=True)
-def _all_within(values, limit):  # type: ignore[no-untyped-def]
-    count = (values.size + CHUNK - 1) // CHUNK
-    outside = np.zeros(count, np.int64)
-    for c in numba.prange(count):
-        part = values[c * CHUNK : (c + 1) * CHUNK]
-        bad = 0
-        for i in range(part.size):
-            bad += not abs(part[i]) <= limit
-        outside[c] = bad
-    return outside.sum() == 0
-
-
-@jit(parallel=True)
-def _extremes(values):  # type: ignore[no-untyped-def]
-    count = (values.size + CHUNK - 1) // CHUNK
-    smallest, largest = np.empty(count), np.empty(count)
-    for c in numba.prange(count):
-        smallest[c], largest[c] = _extremes_of(values[c * CHUNK : (c + 1) * CHUNK])
-    return smallest.min(), largest.max()
-
-
-@jit()
-def _count(part, first, shift, row):  # type: ignore[no-untyped-def]
-    for i in range(part.size):
-        row[np.int64((np.uint64(max(_key(part[i]), first)) - np.uint64(first)) >> shift)] += 1
-
-
-@jit(parallel=True)
-def _histograms(values, first, shift, slabs):  # type: ignore[no-untyped-def]
-    """(slabs, BINS) counts: each slab has its own, so that the gathering knows where to write."""
-    counts = np.zeros((slabs, BINS), np.int32)
-    size = (values.size + slabs - 1) // slabs
-    for s in numba.prange(slabs):
-        _count(values[s * size : (s + 1) * size], first, shift, counts[s])
-    return counts
-
-
-@jit()
-def _copy_within(part, low, high, out):  # type: ignore[no-untyped-def]
-    at = 0
-    for i in range(part.size):
-        if low <= part[i] <= high:
-            out[at] = part[i]
-            at += 1
-
-
-@jit(parallel=True)
-def _gather(values, counts, bins, low, high):  # type: ignore[no-untyped-def]
-    """The values in [low, high], which are those of the bins [bins[0], bins[1]], one slab after the other."""
-    slabs = counts.shape[0]
-    size = (values.size + slabs - 1) // slabs
-    starts = np.zeros(slabs + 1, np.int64)
-    for s in range(slabs):
-        starts[s + 1] = starts[s] + counts[s, bins[0] : bins[1] + 1].sum()
-    found = np.empty(starts[slabs])
-    for s in numba.prange(slabs):
-        _copy_within(values[s * size : (s + 1) * size], low, high, found[starts[s] : starts[s + 1]])
-    return found
-
-
-@jit()
-def _find_bins(counts, rank):  # type: ignore[no-untyped-def]
-    """The bins that hold ranks `rank` and `rank + 1`, and how many values lie before the first of them."""
-    before = b = 0
-    while before + counts[b] <= rank:
-        before += counts[b]
-        b += 1
-    last, seen = b, before + counts[b]
-    while seen <= rank + 1 and last + 1 < counts.size:
-        last += 1
-        seen += counts[last]
-    return (b, last), before
-
-
-@jit()
-def _bounds(bins, first, last, shift):  # type: ignore[no-untyped-def]
-    """The smallest and largest number that falls into the bins [bins[0], bins[1]]."""
-    low = np.uint64(first) + (np.uint64(bins[0]) << shift)
-    high = np.uint64(first) + ((np.uint64(bins[1]) + np.uint64(1)) << shift) - np.uint64(1)
-    return _keyed_number(np.int64(low)), _keyed_number(min(np.int64(high), last))
-
-
-@jit()
-def _select_two(values, rank):  # type: ignore[no-untyped-def]
-    """The values of ranks `rank` and `rank + 1` (or the last one twice), by finer and finer histograms."""
-    while values.size > SORTED_AT_ONCE:
-        smallest, largest = _extremes_of(values)
-        first, last = _key(smallest), _key(largest)
-        if first == last:
-            return values[0], values[0]
-        shift = _shift(first, last)
-        counts = np.zeros(BINS, np.int32)
-        _count(values, first, shift, counts)
-        bins, before = _find_bins(counts, rank)
-        found = np.empty(counts[bins[0] : bins[1] + 1].sum())
-        if found.size == values.size:  # all lie in two bins far apart: no finer histogram parts them
-            break
-        low, high = _bounds(bins, first, last, shift)
-        _copy_within(values, low, high, found)
-        values, rank = found, rank - before
-    ordered = np.sort(values)
-    return ordered[rank], ordered[min(rank + 1, ordered.size - 1)]
-
-
-@jit()
-def _percentile(values, ends, shift, counts, totals, quantile):  # type: ignore[no-untyped-def]
-    """What np.percentile gives with linear interpolation, to the bit."""
-    position = (values.size - 1) * quantile
-    rank = math.floor(position)
-    weight = position - rank
-    bins, before = _find_bins(totals, rank)
-    low, high = _bounds(bins, ends[0], ends[1], shift)
-    low = -np.inf if bins[0] == 0 else low
-    below, above = _select_two(_gather(values, counts, bins, low, high), rank - before)
-    step = above - below
-    return above - step * (1 - weight) if weight >= 0.5 else below + step * weight
-
-
-@jit()
-def _outer_percentiles(values):  # type: ignore[no-untyped-def]
-    """The two percentiles of the range, then the smallest and the largest value."""
-    smallest, largest = _extremes(values)
-    first, last = _key(smallest), _key(largest)
-    if np.uint64(last) - np.uint64(first) > np.uint64(OCTAVES << 52):
-        first = last - (OCTAVES << 52)  # a loss of 0 must not make the bins coarse: bin 0 takes all below
-    ends = (first, last)
-    shift = _shift(ends[0], ends[1])
-    counts = _histograms(values, ends[0], shift, max(1, min(16, values.size // (4 * BINS))))
-    totals = counts.sum(axis=0)
-    low = _percentile(values, ends, shift, counts, totals, LOW_QUANTILE)
-    high = _percentile(values, ends, shift, counts, totals, HIGH_QUANTILE)
-    return low, high, smallest, largest
 
 
 # --- fit ---
@@ -334,7 +130,7 @@ def _normalise(values, low, high):  # type: ignore[no-untyped-def]
         _take_logs(u[start:end], log_u[start:end], log_rest[start:end])
         counts[c] = count
         if count:
-            smallest[c], largest[c] = _extremes_of(u[start:end])
+            smallest[c], largest[c] = extremes_of(u[start:end])
     return u, log_u, log_rest, counts, smallest.min(), largest.max()
 
 
@@ -444,13 +240,13 @@ def _parallel(count: int) -> Iterator[None]:
 def all_within(values: Array, limit: float) -> bool:
     """Whether no loss of (N,) is nan or larger than `limit` in size."""
     with _parallel(values.size):
-        return bool(_all_within(values, limit))
+        return bool(within_limit(values, limit))
 
 
 def fit(losses: Array, iterations: int) -> Fit:
     """Twin of `fit_reference`: (N,) finite contiguous float64, N >= 1."""
     with _parallel(losses.size):
-        low, high, smallest, largest = _outer_percentiles(losses)
+        low, high, smallest, largest = outer_percentiles(losses)
         u, log_u, log_rest, counts, least, most = _normalise(losses, low, high)
         middle = high - low > LOW_OFFSET and least < most
         if not middle:

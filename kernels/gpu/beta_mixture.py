@@ -191,7 +191,8 @@ def fit_on_host(losses: Tensor, iterations: int) -> Tensor:
     spread, scale = SPREADS.index(fit.spread), reference.scale_of(fit.low, fit.high)
     numbers = (*fit.alpha, *fit.beta, *fit.weight, fit.low, fit.high, spread)
     results[: len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
-    results[EXTREMES_AT.value :] = torch.tensor((*extremes, *odds, begin, scale), dtype=torch.float64)
+    results[EXTREMES_AT.value : EXTREMES_AT.value + 2] = torch.tensor(extremes, dtype=torch.float64)
+    results[ODDS_AT.value :] = torch.tensor((*odds, begin, scale), dtype=torch.float64)
     return results
 
 

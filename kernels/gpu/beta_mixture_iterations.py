@@ -179,6 +179,7 @@ def finish_kernel(parameters, partials, results, programs, iterations):
     # Sorted by mean, the odds fall everywhere only where they are constant: then their ends do not matter.
     smallest = tl.where((power_u < 0) & (power_rest < 0), turn, first)
     largest = tl.where((power_u > 0) & (power_rest > 0), turn, last)
+    tl.static_assert(ODDS_AT % 2 == 0, "odds must begin at a multiple of 16 bytes")
     odds = results + ODDS_AT
     tl.store(odds, sign * constant)
     tl.store(odds + 1, power_u)

@@ -175,6 +175,7 @@ def settle_kernel(
     tl.store(results + INFINITE_AT, tl.sum(infinite, 0))
     tl.store(results + EXTREMES_AT, first)
     tl.store(results + EXTREMES_AT + 1, last)
+    tl.store(results + EXTREMES_AT + 2, tl.full((), 0, tl.float64))
 
 
 @triton.jit

@@ -7,20 +7,18 @@ import triton.language as tl
 
 from fastdrpl.kernels import beta_mixture as reference
 
-PROGRAMS = tl.constexpr(
-    256
-)  # at most so many take part in an iteration: their sums are read by each of the next
-SUMS = tl.constexpr(6)
+# At most so many programs take part in an iteration: their sums are read by each of the next.
+PROGRAMS, SUMS = tl.constexpr(256), tl.constexpr(6)
 PARAMETERS = tl.constexpr(8)  # of an iteration: alpha, beta, weight and mean of either component
-OBSERVED = tl.constexpr(
-    4
-)  # of a part of the losses: how many are nan and infinite, smallest and largest finite one
+# Of a part of the losses: how many are nan and infinite, smallest and largest finite one.
+OBSERVED = tl.constexpr(4)
 
 # Where the results stand after alpha, beta and weight of either component. The odds are those of `reference.LogOdds`,
-# then where u begins and what it is divided by.
+# then where u begins and what it is divided by. They lie at a multiple of 16 bytes, behind a number that is 0: Triton
+# compiles a kernel anew for a pointer that does not, and to load it inside a captured graph is forbidden.
 LOW_AT, HIGH_AT, SPREAD_AT = tl.constexpr(6), tl.constexpr(7), tl.constexpr(8)
-UNKNOWN_AT, INFINITE_AT, EXTREMES_AT, ODDS_AT = map(tl.constexpr, (9, 10, 11, 13))
-RESULTS = 20
+UNKNOWN_AT, INFINITE_AT, EXTREMES_AT, ODDS_AT = map(tl.constexpr, (9, 10, 11, 14))
+RESULTS = 21
 SPREADS: tuple[Literal["none", "whole", "middle"], ...] = ("none", "whole", "middle")
 
 LOW_OFFSET, RANGE_OFFSET = tl.constexpr(reference.LOW_OFFSET), tl.constexpr(reference.RANGE_OFFSET)
