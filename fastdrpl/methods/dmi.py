@@ -60,8 +60,8 @@ class Settings:
 RECIPES = {
     "digits": {
         "own: small and quick": {
-            "ce": Schedule(epochs=24, milestones=(18,)),
-            "finetune": Schedule(epochs=24, milestones=(18,)),
+            "ce": Schedule(epochs=16),
+            "finetune": Schedule(epochs=32),
             "lr": 1e-3,
         }
     }

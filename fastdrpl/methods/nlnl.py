@@ -78,6 +78,7 @@ RECIPES = {
             "pseudo1": Schedule(epochs=12, milestones=(8, 11)),
             "pseudo2": Schedule(epochs=16, milestones=(10, 14)),
             "average": 5,
+            "complementary": 11,
         }
     }
 }
