@@ -18,7 +18,7 @@ def make_tree(root: Path, *folders: str, count: int = 2) -> Path:
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
         for k in range(count):
-            Image.new("RGB", (6, 6), (k, len(folder), 90)).save(root / folder / f"{k}.png")
+            Image.new("RGB", (6, 6), (k, sum(map(ord, folder)) % 256, 90)).save(root / folder / f"{k}.png")
     return root
 
 
