@@ -12,7 +12,7 @@ from typing import Annotated, Literal, cast
 
 import tyro
 
-from fastdrpl.noise import NoiseConfig
+from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.settings import COUNT, POSITIVE, SHARE, WEIGHT, check, setting
 
 

@@ -14,18 +14,8 @@ from fastdrpl.config import AugmentConfig, Config, ModelConfig, OptimiserConfig,
 from fastdrpl.errors import UserError
 from fastdrpl.methods import load_method
 from fastdrpl.names import nearest
-from fastdrpl.noise import NoiseConfig
+from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.settings import flatten, sources
-
-_NOISE = {
-    "noise.kind": "own: add it with --noise.kind",
-    "noise.ratio": "P IV gives 0.1 to 0.8",
-    "noise.exact": "C; P IV-A keeps 1 - r in each class (per_class)",
-    "noise.excludes_truth": "P IV-B",
-    "noise.both_directions": "C; P IV-B lists cat to dog only",
-    "noise.ood_direction": "C; P IV-A draws by the row of the true class",
-    "noise.seed": "C",
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class Recipe:
 
     def source(self, name: str) -> str:
         """Where the number of a dotted field comes from; empty for fields that do not change a result."""
-        return self.sources.get(name, _NOISE.get(name, sources(self.config).get(name, "")))
+        return self.sources.get(name, sources(self.config).get(name, ""))
 
     def config_for(self, method: str) -> Config:
         """The whole configuration, with a method's settings. Raises `UserError` for a method that there is not."""

@@ -390,7 +390,8 @@ def test_digits_that_look_alike():
 
 
 def test_the_digits_matrix_flips_that_share(tmp_path, monkeypatch):
-    from fastdrpl.noise import NoiseConfig, draw_noise
+    from fastdrpl.noise import draw_noise
+    from fastdrpl.noise_config import NoiseConfig
 
     monkeypatch.chdir(tmp_path)
     grid = read_grid(shipped_grids()["digits"], known_methods=list(ABBREVIATIONS))

@@ -14,7 +14,8 @@ from fastdrpl.imagenet import class_split, split_classes
 from fastdrpl.labels import OUTSIDE, Labels
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.sources.imagenet_small import class_order
-from fastdrpl.noise import NoiseConfig, Pool, achieved, draw_noise, flip_matrix
+from fastdrpl.noise import Pool, achieved, draw_noise, flip_matrix
+from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.transitions import Confusion, load_confusion, save_confusion
 
 INSIDE, OUTER = 6, 8

@@ -19,7 +19,8 @@ from fastdrpl.labels import Labels
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
 from fastdrpl.loaders.torch_files import read_label_sets
-from fastdrpl.noise import NoiseConfig, draw_noise
+from fastdrpl.noise import draw_noise
+from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.view import training_view
 
 N, C = 600, 10

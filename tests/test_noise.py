@@ -12,7 +12,8 @@ from scipy import stats
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.pickles import read_plain
-from fastdrpl.noise import NoiseConfig, achieved, draw_noise, flip_matrix
+from fastdrpl.noise import achieved, draw_noise, flip_matrix
+from fastdrpl.noise_config import NoiseConfig
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BOTH_WAYS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}

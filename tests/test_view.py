@@ -14,7 +14,7 @@ from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels
 from fastdrpl.loaders.dataset import Dataset, Source, Split
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.sources.imagenet_small import class_order
-from fastdrpl.noise import NoiseConfig
+from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.transitions import Confusion, save_confusion
 from fastdrpl.view import test_view as view_of_test
 from fastdrpl.view import training_view

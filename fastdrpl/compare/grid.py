@@ -176,7 +176,7 @@ def _method(entry: str, known: typing.Collection[str], file: Path) -> Method:
 
 def _noise(entry: dict[str, Any], where: str) -> Noise:
     """A noise; its label is made of kind and ratio where none is given."""
-    from fastdrpl.noise import NoiseConfig
+    from fastdrpl.noise_config import NoiseConfig
 
     hints = typing.get_type_hints(NoiseConfig)
     _refuse_unknown(entry, ["label", *hints], "key", where, prefix="grid.noises.")
