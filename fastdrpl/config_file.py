@@ -135,7 +135,9 @@ def _convert(value: Any, hint: Any, name: str, where: str) -> Any:
         if isinstance(value, list):
             return tuple(_convert(item, arguments[0], name, where) for item in value)
     elif hint is Path and isinstance(value, str):
-        return Path(value)
+        if value:
+            return Path(value)
+        raise UserError(f"{name} is empty", where=where, fix="give a path, or leave it out")
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isfinite(value):
             return float(value)
