@@ -10,7 +10,7 @@ from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError
 from fastdrpl.eyes import Eyes
 from fastdrpl.files import read_json, write_json
-from fastdrpl.folder import RunFolder, claim, fingerprint_of
+from fastdrpl.folder import RunFolder, claim, fingerprint_of, is_bound
 from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
@@ -71,7 +71,7 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     identity = identity_of_run(config, data, train)
     if list_checkpoints(folder.checkpoints):
         refuse_others(folder, identity)
-    before = read_json(folder.manifest).get("loaders") if folder.manifest.exists() else None
+    before = read_json(folder.manifest).get("loaders") if is_bound(folder) else None
     views = [train] if test is None else [train, test]
     loaders = choose_loaders(config.engine, views, machine, config.order, before)
     given = torch.tensor(train.labels.given, device=machine.device)

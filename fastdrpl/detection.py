@@ -67,8 +67,9 @@ class Detection:
 
     `p_noisy`: (N,) float64 in [0, 1]. `labelled`: (N,) bool. `doubt`: (N,) float64, the statistic that ranks the
     samples (higher = more doubtful), never nan. `evidence`: what it was decided by. `threshold`: of p_noisy, where
-    there is one. `warnings`: what a user should know. `rescued_classes`: class ids that had no labelled sample and
-    were given those of the lowest doubt.
+    there is one. `measure`: what the doubt is, in words ("loss" is the loss to the given label). `least`: the setting
+    behind the threshold is a least probability of being right, 1 - threshold. `warnings`: what a user should know.
+    `rescued_classes`: class ids that had no labelled sample and were given those of the lowest doubt.
     """
 
     p_noisy: npt.NDArray[np.float64]
@@ -76,6 +77,8 @@ class Detection:
     doubt: npt.NDArray[np.float64]
     evidence: Evidence
     threshold: float | None = None
+    measure: str = "doubt"
+    least: bool = False
     warnings: tuple[str, ...] = ()
     rescued_classes: tuple[int, ...] = ()
 
@@ -117,14 +120,15 @@ def guard(
             "(--detect.collapse relax)"
         )
     if labelled.all():
-        at = "" if found.threshold is None else f" at gamma {found.threshold:g}"
-        warnings.append(f"all {labelled.size} samples count as clean{at}: none loses its label")
+        warnings.append(f"all {labelled.size} samples count as clean{at(found)}: none loses its label")
     members = np.bincount(given, minlength=num_classes)
     kept = np.bincount(given[labelled], minlength=num_classes)
     bare = [int(c) for c in np.flatnonzero((kept == 0) & (members > 0))]
     absent = [int(c) for c in np.flatnonzero(members == 0)]
     if bare and settings.rescue == "yes":
-        warnings.append(f"no sample counts as clean in {_list(bare)}: the lowest-loss 1 % keep their label")
+        warnings.append(
+            f"no sample counts as clean in {_list(bare)}: the lowest-{found.measure} 1 % keep their label"
+        )
         labelled = labelled | (
             lowest_of_each_class(found.doubt, given, 1 / RESCUED_SHARE) & np.isin(given, bare)
         )
@@ -171,15 +175,29 @@ def _list(classes: list[int]) -> str:
 
 
 def _collapse(found: Detection, num_classes: int) -> CollapseError:
-    at = "" if found.threshold is None else f" at gamma {found.threshold:g}"
-    others = [f"{int((found.p_noisy <= g).sum()):,} at {g:g}" for g in OTHER_THRESHOLDS]
-    kept = "" if found.threshold is None else f"\nOther thresholds would keep {', '.join(others)}."
+    kept = "" if found.threshold is None else f"\nOther thresholds would keep {', '.join(_others(found))}."
+    of = "losses to the given labels" if found.measure == "loss" else f"doubts ({found.measure})"
     return CollapseError(
-        f"only {int(found.labelled.sum())} of {found.doubt.size} samples count as clean{at}, fewer than the "
-        f"{num_classes} classes. The losses to the given labels:\n{draw_text_histogram(found.doubt)}{kept}",
+        f"only {int(found.labelled.sum())} of {found.doubt.size} samples count as clean{at(found)}, fewer than the "
+        f"{num_classes} classes. The {of}:\n{draw_text_histogram(found.doubt)}{kept}",
         fix="no training is lost: the same command with another threshold goes on from here (or with "
         "--detect.collapse relax); check that the labels belong to these images",
     )
+
+
+def at(found: Detection) -> str:
+    """` at gamma 0.5`, in the terms of the setting; empty where there is no threshold."""
+    if found.threshold is None:
+        return ""
+    return f" at probability {1 - found.threshold:g}" if found.least else f" at gamma {found.threshold:g}"
+
+
+def _others(found: Detection) -> list[str]:
+    """How many labels other values of the setting would keep."""
+    return [
+        f"{int((found.p_noisy <= (1 - value if found.least else value)).sum()):,} at {value:g}"
+        for value in OTHER_THRESHOLDS
+    ]
 
 
 def draw_text_histogram(losses: npt.NDArray[np.floating]) -> str:

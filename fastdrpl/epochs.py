@@ -151,7 +151,7 @@ def train_epoch(
     widest = max(
         course.images(s) for row in rounds.courses for course in row for s in (0, len(course.first) - 1)
     )
-    learners.meter.reserve(widest)
+    learners.meter.reserve(widest * max(map(len, rounds.courses)))
     most = max(map(len, rounds.courses))
     inputs.begin_epoch(epoch_pass.epoch, most, widest, objective.draw(store, epoch_pass, rounds.steps))
     reductions = (machine.total, machine.maximum) if machine.world > 1 else (None, None)

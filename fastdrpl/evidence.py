@@ -31,7 +31,7 @@ def keep_evidence(
     np.savez(file, p_noisy=found.p_noisy, labelled=found.labelled, doubt=found.doubt)
     write_atomic(folder / "detection.npz", file.getvalue())
     write_json(folder / "detection.json", _describe(detector, found, figures, labels))
-    draw_histogram(folder / "histogram.png", found, labels, title=_title(name, losses is not None))
+    draw_histogram(folder / "histogram.png", found, labels, title=_title(name, found))
 
 
 def write_losses(path: Path, losses: Tensor) -> None:
@@ -49,8 +49,9 @@ def name_warnings(found: Detection, labels: Labels) -> list[str]:
     return [*found.warnings, *rescued]
 
 
-def _title(name: str, of_losses: bool) -> str:
-    return f"Loss to the given label after {name}" if of_losses else f"Doubt of the given label after {name}"
+def _title(name: str, found: Detection) -> str:
+    what = "Loss to the given label" if found.measure == "loss" else "Doubt of the given label"
+    return f"{what} after {name}"
 
 
 def _describe(

@@ -19,12 +19,15 @@ from fastdrpl.settings import flatten
 _NOT_IDENTITY = (
     "run",
     "data",
-    "checkpoint.",
     "engine.loader",
     "engine.workers",
     "engine.ranks",
     "engine.threads",
 )
+_NOT_IDENTITY_SECTIONS = ("checkpoint.",)
+
+
+COLLAPSED = ".collapsed"  # ends the name of the checkpoint that a run for want of labels ends with
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def identity_of(config: Config) -> dict[str, Any]:
     identity = {
         name: _json_value(value)
         for name, value in flatten(config).items()
-        if not name.startswith(_NOT_IDENTITY)
+        if name not in _NOT_IDENTITY and not name.startswith(_NOT_IDENTITY_SECTIONS)
     }
     method = load_method(config.method)
     if method.digest:
@@ -127,7 +130,7 @@ def check_claim(folder: RunFolder, config: Config) -> None:
     """
     if folder.config.exists():
         differing = _differing(folder, config)
-        if differing and _is_bound(folder) and not differing.keys() <= _adjustable(folder):
+        if differing and is_bound(folder) and not differing.keys() <= _adjustable(folder):
             listed = [f"{name}: {before!r} there, {now!r} now" for name, (before, now) in differing.items()]
             raise UserError(
                 "this run folder belongs to another configuration; nothing was changed",
@@ -151,7 +154,7 @@ def check_claim(folder: RunFolder, config: Config) -> None:
 def claim(folder: RunFolder, config: Config) -> None:
     """Write config.toml, where `check_claim` has allowed it; what a collapsed run changes is noted in the manifest."""
     differing = _differing(folder, config) if folder.config.exists() else {}
-    if differing and _is_bound(folder):
+    if differing and is_bound(folder):
         manifest = read_json(folder.manifest)
         changes = [*manifest.get("changed", []), {name: list(pair) for name, pair in differing.items()}]
         write_json(folder.manifest, {**manifest, "changed": changes})
@@ -169,7 +172,7 @@ def _differing(folder: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _is_bound(folder: RunFolder) -> bool:
+def is_bound(folder: RunFolder) -> bool:
     """Whether something was trained here: a folder without a checkpoint binds nobody."""
     return folder.result.exists() or bool(list_checkpoints(folder.checkpoints))
 
@@ -184,6 +187,9 @@ def _stored(folder: RunFolder) -> Config:
 
 
 def _adjustable(folder: RunFolder) -> set[str]:
-    """The settings that a run which ended for want of labels may go on with another value of."""
+    """The settings that a run which ended for want of labels may go on with another value of, until it has gone on."""
+    newest = list_checkpoints(folder.checkpoints)[-1:]
+    if not newest or not newest[0].name.endswith(COLLAPSED):
+        return set()
     progress = read_json(folder.progress) if folder.progress.exists() else {}
     return set(progress.get("adjustable", ()))

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from fastdrpl.console import warn
-from fastdrpl.detection import Detection, guard
+from fastdrpl.detection import Detection, at, guard
 from fastdrpl.detection_metrics import detection_metrics
-from fastdrpl.errors import CollapseError, NonFiniteError
+from fastdrpl.errors import CollapseError, NonFiniteError, UserError
 from fastdrpl.evidence import keep_evidence, name_warnings
 from fastdrpl.labels import Labels
 from fastdrpl.looks import loss_column
@@ -25,6 +25,13 @@ def judge(state: RunState, stage: Stage, labels: Labels, epoch: int, *, keep: bo
     if stage.detector is None:
         raise ValueError(f"the stage {stage.name!r} has no detector")
     store, classes = state.store, len(labels.class_names)
+    missing = [name for name in stage.detector.reads if name not in store]
+    if missing:
+        raise UserError(
+            f"the detector of {stage.name!r} reads columns that nobody made: {', '.join(missing)}",
+            where=state.config.method,
+            fix="add a look into them, or put them in `begin` or `refresh`",
+        )
     statistics = [store[name] for name in stage.detector.reads]
     for values in statistics:
         _refuse_nan(values)
@@ -37,8 +44,12 @@ def judge(state: RunState, stage: Stage, labels: Labels, epoch: int, *, keep: bo
         if keep and stage.decides:
             error.adjustable = (*stage.detector.adjustable, *ADJUSTABLE)
             raise
+        what = f"almost nothing counts as clean{at(found)}"
         if state.machine.main:  # nothing depends on this one
-            warn(f"{stage.name}, epoch {epoch}: almost nothing counts as clean{_at(found)}")
+            warn(f"{stage.name}, epoch {epoch}: {what}")
+        if keep:
+            state.records[-1].warnings.append(what)
+            _forget(state, stage)
         return {}
     figures = dict(detection_metrics(judged.labelled, judged.doubt, labels.is_noisy))
     if keep:
@@ -46,7 +57,7 @@ def judge(state: RunState, stage: Stage, labels: Labels, epoch: int, *, keep: bo
         if stage.decides:
             store.put("labelled", torch.from_numpy(np.ascontiguousarray(judged.labelled)))
             store.put("posterior", torch.from_numpy(np.ascontiguousarray(judged.p_noisy)))
-        store.drop(*(look.into for look in stage.looks if not look.keep))
+        _forget(state, stage)
         record.detection = figures
         record.warnings += name_warnings(judged, labels)
         _keep_files(state, stage, judged, labels)
@@ -60,6 +71,11 @@ def judge(state: RunState, stage: Stage, labels: Labels, epoch: int, *, keep: bo
 ADJUSTABLE = ("detect.posterior", "detect.rescue", "detect.collapse", "detect.collapse_share")
 
 
+def _forget(state: RunState, stage: Stage) -> None:
+    """Drop the columns that only this detection needed."""
+    state.store.drop(*(look.into for look in stage.looks if not look.keep))
+
+
 def _keep_files(state: RunState, stage: Stage, found: Detection, labels: Labels) -> None:
     if not state.machine.main:
         return
@@ -68,10 +84,6 @@ def _keep_files(state: RunState, stage: Stage, found: Detection, labels: Labels)
     if stage.detector is not None:
         place = state.folder.stage(stage.name)
         keep_evidence(place, stage.name, stage.detector, found, figures, losses, labels)
-
-
-def _at(found: Detection) -> str:
-    return "" if found.threshold is None else f" at gamma {found.threshold:g}"
 
 
 def _refuse_nan(values: torch.Tensor) -> None:

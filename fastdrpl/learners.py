@@ -122,9 +122,10 @@ class Learners:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        gradients += [item.rows.grad for item in learnt if item.rows.grad is not None]
         bad = ~torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
-        skipped = bad
+        # Rows that learn are of one rank only: what is wrong with them must not make ranks differ.
+        own = [item.rows.grad for item in learnt if item.rows.grad is not None]
+        skipped = bad | ~torch.isfinite(torch.stack(torch._foreach_norm(own)).sum()) if own else bad
         if self.machine.precision == "fp16":  # the scaler skips such steps; some are normal
             self.meter.note_skipped(bad)
             bad = ~finite

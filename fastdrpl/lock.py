@@ -43,6 +43,10 @@ class RunLock:
         try:
             if not _acquire(descriptor):
                 raise _in_use(self.path, _describe(descriptor))
+            if not _is_still(
+                self.path, descriptor
+            ):  # its holder has removed the folder that it had just made
+                raise _in_use(self.path, "a process that has just ended")
             _sign(descriptor)
         except OSError as error:
             os.close(descriptor)
@@ -92,6 +96,14 @@ def _acquire(descriptor: int) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that has the name now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _sign(descriptor: int) -> None:

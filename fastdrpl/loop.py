@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from fastdrpl.console import warn
+from fastdrpl.console import say, warn
 from fastdrpl.epochs import Rounds, plan_rounds, train_epoch
 from fastdrpl.errors import CollapseError, PreemptedError
 from fastdrpl.evidence import write_losses
 from fastdrpl.eyes import Eyes, accuracy, take
+from fastdrpl.folder import COLLAPSED
 from fastdrpl.judging import judge
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.order import Purpose
@@ -72,6 +73,11 @@ class Loop:
                 f"{stage.name}: the milestones {milestones} lie beyond its {epochs} epochs; "
                 "--epochs_scale shortens both alike"
             )
+        own, common = state.optimiser(stage), state.config.optimiser
+        if state.machine.main and own.lr != common.lr and stage.optimiser is not None:
+            say(
+                f"{stage.name}: its first learning rate is {own.lr:g}; --optimiser.lr, {common.lr:g}, is not used"
+            )
         state.begin_stage(stage)
         stage.objective.begin(state.store, state.classes, state.pass_(0, Purpose.train))
         looks = [look for look in stage.looks if look.due(0, epochs)]
@@ -122,7 +128,7 @@ class Loop:
         pace.note(note)
         position.epoch, position.step = epoch + 1, 0
         if failed is not None:
-            state.save(stage_end=f"{stage.name}.collapsed")
+            state.save(stage_end=f"{stage.name}{COLLAPSED}")
             raise failed
         if epoch < stage.schedule.epochs and (wish := pace.wish(0)) != CONTINUE:
             self._save_or_stop(wish, pace)
@@ -168,7 +174,7 @@ class Loop:
         """The looks that are due after an epoch; with --track every those of the detector too."""
         last, every = stage.schedule.epochs, self.state.config.track == "every"
         for look in stage.looks:
-            tracked = every and not look.before and self._is_judged(stage, look)
+            tracked = every and not look.before and (look.figures or self._is_judged(stage, look))
             if not (look.due(epoch, last) or tracked):
                 continue
             pace.note(f"looking at all samples: {look.read}")

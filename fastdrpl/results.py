@@ -14,6 +14,7 @@ from fastdrpl.looks import loss_column
 from fastdrpl.methods import load_method
 from fastdrpl.records import StageRecord
 from fastdrpl.report.table import build_table, write_table
+from fastdrpl.stages import Stage
 from fastdrpl.state import RunState
 from fastdrpl.view import View
 
@@ -63,15 +64,15 @@ def _describe(
         "classes": state.classes,
         "suspects": suspects,
         "noise_rate": float(noisy[known].mean()) if known.any() else None,
-        "accuracy": _accuracy(state.records[-1]),
+        "accuracy": _final_accuracy(state),
         "test_may_be_wrong": data.test_may_be_wrong if test is not None else None,
-        "stages": [_stage(record) for record in state.records],
+        "stages": [_stage(record, stage) for record, stage in zip(state.records, state.plan, strict=True)],
         "machine": state.machine.describe(),
         "identity": {**state.identity, "config": fingerprint_of(state.config)},
     }
 
 
-def _stage(record: StageRecord) -> dict[str, Any]:
+def _stage(record: StageRecord, stage: Stage) -> dict[str, Any]:
     return {
         "name": record.name,
         "epochs": record.epochs,
@@ -79,8 +80,18 @@ def _stage(record: StageRecord) -> dict[str, Any]:
         "images_per_second": record.images / record.seconds,
         "accuracy": _accuracy(record),
         "detection": record.detection,
+        "decides": stage.detector is not None and stage.decides,
         "warnings": record.warnings,
     }
+
+
+def _final_accuracy(state: RunState) -> dict[str, float | None]:
+    """Of the last stage; the best epoch also of the stages before it whose training it only goes on with."""
+    first = len(state.plan) - 1
+    while first and state.plan[first].start == "previous":
+        first -= 1
+    tested = [record.best for record in state.records[first:] if record.best is not None]
+    return {"best": max(tested, default=None), "last": state.records[-1].last}
 
 
 def _accuracy(record: StageRecord) -> dict[str, float | None]:

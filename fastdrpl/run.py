@@ -6,12 +6,11 @@ from fastdrpl.beginning import Beginning, identity_of_run, open_beginning, refus
 from fastdrpl.config import Config
 from fastdrpl.errors import CollapseError, NonFiniteError, UserError
 from fastdrpl.files import read_json, write_json
-from fastdrpl.folder import RunFolder, check_claim, run_folder
+from fastdrpl.folder import RunFolder, check_claim, is_bound, run_folder
 from fastdrpl.journal import Journal, NoJournal
-from fastdrpl.lock import RunLock
 from fastdrpl.loop import Loop
 from fastdrpl.machine import Machine, build_machine
-from fastdrpl.methods import load_method, where_in
+from fastdrpl.methods import arose_in, load_method, where_in
 from fastdrpl.plan import plan_of
 from fastdrpl.results import finish
 from fastdrpl.signals import StopRequest
@@ -29,13 +28,13 @@ def run(config: Config) -> dict[str, Any]:
     folder = run_folder(config)
     if folder.result.exists():
         return _earlier_result(config, folder)
-    before = read_json(folder.manifest) if folder.manifest.exists() else {}
+    before = read_json(folder.manifest) if is_bound(folder) else {}
     machine = build_machine(config.engine, before.get("machine"))
     with StopRequest() as stop:
         if not machine.main:
             machine.wait()  # until rank 0 holds the folder; if it cannot, the launcher ends us
             return _train(config, open_beginning(config, plan, folder, machine), folder, machine, stop)
-        with Traces(folder.path) as traces, RunLock(folder.path):
+        with Traces(folder.path) as traces:
             check_claim(folder, config)
             machine.wait()
             beginning = open_beginning(config, plan, folder, machine)
@@ -79,7 +78,7 @@ def _train(
         raise
     except Exception as error:
         method = load_method(config.method)
-        if not method.digest:
+        if not method.digest or not arose_in(method, error):
             raise
         raise UserError(where_in(method, error), where=method.name, fix="mend the file") from error
     finally:

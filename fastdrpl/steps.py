@@ -111,7 +111,8 @@ def body(
     )
     outcome = objective.loss(step)
     loss = total_loss(outcome)
-    *rows, refused = learners.step(loss, step.index, outcome.learnt)
+    seen = step.index if len(batches) == 1 else torch.cat([batch.index for batch in step.batches])
+    *rows, refused = learners.step(loss, seen, outcome.learnt)
     for write in outcome.writes:
         store.write(write.column, write.index, write.values, unless=learners.meter.bad)
     for item, values in zip(outcome.learnt, rows, strict=True):

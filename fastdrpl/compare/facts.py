@@ -24,12 +24,10 @@ _PLACES = (
     "run",
     "method",
     "seed",
-    "noise.",
-    "engine.",
-    "checkpoint.",
     "track",
     "test_every",
 )
+_PLACES_SECTIONS = ("noise.", "engine.", "checkpoint.")
 
 
 @dataclass(frozen=True)
@@ -87,15 +85,14 @@ def entries_of(runs: Iterable[Run]) -> Entries:
 
 
 def detection_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the split that a result's `suspects` counts: of the last stage whose split is that one.
+    """The figures of the split that a result's `suspects` counts: of the last stage that decides.
 
     The last stage of a method may be looked at only for show; then an earlier one has decided. Empty without any.
     """
-    if isinstance(result.get("detection"), dict):
-        return dict(result["detection"])
-    found = [stage["detection"] for stage in result["stages"] if stage.get("detection")]
-    meant = [figures for figures in found if figures.get("unlabelled") == result.get("suspects")]
-    return dict((meant or found or [{}])[-1])
+    found = [
+        stage["detection"] for stage in result["stages"] if stage.get("decides") and stage.get("detection")
+    ]
+    return dict((found or [{}])[-1])
 
 
 def _read_run(out: Path, cell: Cell, defaults: dict[tuple[str, str], dict[str, Any]]) -> Run:
@@ -142,7 +139,7 @@ def _differences(
     scaled: list[str] = []
     changed: list[str] = []
     for name in sorted(settings.keys() & recipe.keys()):
-        if settings[name] == recipe[name] or name.startswith(_PLACES):
+        if settings[name] == recipe[name] or name in _PLACES or name.startswith(_PLACES_SECTIONS):
             continue
         text = f"{name} = {_short(settings[name])} (recipe: {_short(recipe[name])})"
         last = name.rpartition(".")[2]

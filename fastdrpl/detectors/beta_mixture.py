@@ -73,7 +73,9 @@ class LossMixture:
         p_noisy = on_host(fit.posterior(score_losses, compat=self.compat))
         doubt = on_host(score_losses).astype(np.float64)
         evidence = MixtureEvidence(fit, self.gamma)
-        return Detection(p_noisy, p_noisy <= self.gamma, doubt, evidence, self.gamma, fit.warnings)
+        return Detection(
+            p_noisy, p_noisy <= self.gamma, doubt, evidence, self.gamma, "loss", warnings=fit.warnings
+        )
 
 
 def detect(

@@ -47,4 +47,6 @@ class Confidence:
             doubt=1 - probability,
             evidence=Facts({"least_probability_of_the_given_label": self.threshold}),
             threshold=1 - self.threshold,
+            measure="1 - p of the given label",
+            least=True,
         )

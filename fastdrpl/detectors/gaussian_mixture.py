@@ -110,5 +110,7 @@ class NormalisedLossMixture:
             doubt=found.normalised.mean(1),
             evidence=GaussianEvidence(found.fits, self.p_threshold),
             threshold=1.0 - self.p_threshold,
+            measure="normalised loss",
+            least=True,
             warnings=found.warnings,
         )

@@ -58,7 +58,7 @@ class SmallLoss:
         evidence = Facts(
             {"share": self.share, "kept": kept, "largest_loss_kept": _largest(losses[place <= kept])}
         )
-        return Detection(place / max(1, losses.size), place <= kept, losses, evidence, self.share)
+        return Detection(place / max(1, losses.size), place <= kept, losses, evidence, self.share, "loss")
 
 
 def mean_loss(losses: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

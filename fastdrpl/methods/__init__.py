@@ -147,12 +147,18 @@ def where_in(method: Method, error: Exception) -> str:
     return _place(error, Path(method.name))
 
 
+def arose_in(method: Method, error: Exception) -> bool:
+    """Whether a line of the method's file is where an error came from, or led to it."""
+    return bool(_lines(error, Path(method.name)))
+
+
+def _lines(error: Exception, path: Path) -> list[int | None]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+
+
 def _place(error: Exception, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == path.resolve()
-    ]
+    lines = _lines(error, path)
     return f"line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}"

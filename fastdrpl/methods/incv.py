@@ -69,7 +69,7 @@ class Settings:
     candidates: Literal["yes", "no"] = setting("yes", _CODE)
     """Whether the samples that were neither selected nor removed join the second part of co-teaching."""
     candidates_after: int = setting(
-        40, f"{_CODE}; twice as many where the estimated noise rate is above 0.6", POSITIVE
+        41, f"{_CODE}; twice as many but one where the estimated noise rate is above 0.6", POSITIVE
     )
     """Epochs of co-teaching on the selected samples alone."""
 
@@ -208,7 +208,9 @@ class CoTeaching(Objective):
             np.flatnonzero(store[name].cpu().numpy()) for name in ("labelled", "candidate")
         )
         first = Walk(labelled)
-        after = self.candidates_after * (2 if float(store.shared("noise_rate")) > HIGH_NOISE else 1)
+        after = self.candidates_after
+        if float(store.shared("noise_rate")) > HIGH_NOISE:
+            after = 2 * after - 1
         size = min(candidate.size * self.batch_size // max(1, labelled.size), self.batch_size // 2)
         # With fewer beside them the ranks' parts of a batch would be all but empty.
         enough = min(size, candidate.size) >= max(2, self.batch_size // 8)

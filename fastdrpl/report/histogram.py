@@ -35,9 +35,9 @@ def draw_histogram(path: Path, found: Detection, labels: Labels, *, title: str) 
         axes.plot(curve.x, counted, style, color="black", lw=1.2, label=curve.name)
     kept = doubt[found.labelled]
     if len(kept) < len(doubt):
-        at = "kept up to here" if found.threshold is None else f"posterior {found.threshold:g}"
+        at = f"posterior {found.threshold:g}" if found.measure == "loss" else "kept up to here"
         axes.axvline(kept.max(initial=0.0), color="tab:green", lw=1.2, label=at)
-    axes.set(title=title, xlabel="loss", ylabel="samples", yscale="symlog")
+    axes.set(title=title, xlabel=found.measure, ylabel="samples", yscale="symlog")
     axes.legend(fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png")
