@@ -15,7 +15,7 @@ from fastdrpl.kernels.loss_head import Share
 from fastdrpl.kernels.streams import stream_tensor
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.batch import Batch
-from fastdrpl.loaders.order import Order, Pass
+from fastdrpl.loaders.order import SMALLEST_TAIL, Order, Pass
 from fastdrpl.machine import Machine
 from fastdrpl.stages import WALKS, Objective, Walk, walk_view
 from fastdrpl.steps import StepInputs, body
@@ -117,7 +117,9 @@ def _course(
 ) -> Course:
     def order(pass_: Pass) -> Order:
         size = walk.batch_size or batch_size
-        return eyes.order(walk.index, size, pass_, True, machine.rank, machine.world)
+        # Each rank needs two samples of every batch: walks whose size the data decide must not end a run.
+        smallest = max(SMALLEST_TAIL, 2 * machine.world)
+        return eyes.order(walk.index, size, pass_, True, machine.rank, machine.world, smallest)
 
     first = order(dataclasses.replace(epoch_pass, view=walk_view(number, 0)))
     _check_batches(first, machine)

@@ -21,7 +21,14 @@ class OrderFactory(Protocol):
     """Makes the order of a pass; `Order` itself is one."""
 
     def __call__(
-        self, index: np.ndarray, batch_size: int, pass_: Pass, shuffle: bool, rank: int, world: int
+        self,
+        index: np.ndarray,
+        batch_size: int,
+        pass_: Pass,
+        shuffle: bool,
+        rank: int,
+        world: int,
+        smallest_tail: int = ...,
     ) -> Order: ...
 
 

@@ -68,13 +68,20 @@ class Order:
     `index`: (N,) int64 sample index to walk over, any subset in any order. With `shuffle` the walk depends
     on the set and the pass only, not on the order of `index`. `batch_size` is the global batch; rank r of
     `world` gets every world-th sample of it from the r-th, so the ranks together walk exactly as one would. A
-    tail of fewer than 6 samples joins the batch before it; a rank's share of a small batch may be empty.
+    tail of fewer than `smallest_tail` samples joins the batch before it; a rank's share of a small batch may be empty.
 
     Raises TypeError for an index that is not int64, ValueError for numbers out of range.
     """
 
     def __init__(
-        self, index: np.ndarray, batch_size: int, pass_: Pass, shuffle: bool, rank: int = 0, world: int = 1
+        self,
+        index: np.ndarray,
+        batch_size: int,
+        pass_: Pass,
+        shuffle: bool,
+        rank: int = 0,
+        world: int = 1,
+        smallest_tail: int = SMALLEST_TAIL,
     ) -> None:
         if index.dtype != np.int64 or index.ndim != 1:
             raise TypeError(f"sample index of an order: got {index.dtype} {index.shape}, want int64 (N,)")
@@ -89,7 +96,7 @@ class Order:
         self.index = index[permutation(pass_.order_stream, index)] if shuffle else index.copy()
         self.index.flags.writeable = False
         steps, tail = divmod(len(index), batch_size)
-        self._steps = steps + (tail >= SMALLEST_TAIL or (tail > 0 and steps == 0))
+        self._steps = steps + (tail >= smallest_tail or (tail > 0 and steps == 0))
 
     def __len__(self) -> int:
         """Number of steps."""

@@ -10,7 +10,7 @@ from fastdrpl.kernels.philox import permutation
 from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.decode import check_source_rows
 from fastdrpl.loaders.errors import UserError
-from fastdrpl.loaders.order import Order, Pass
+from fastdrpl.loaders.order import SMALLEST_TAIL, Order, Pass
 
 
 class ShardWalk:
@@ -50,10 +50,17 @@ class ShardWalk:
             )
 
     def __call__(
-        self, index: np.ndarray, batch_size: int, pass_: Pass, shuffle: bool, rank: int = 0, world: int = 1
+        self,
+        index: np.ndarray,
+        batch_size: int,
+        pass_: Pass,
+        shuffle: bool,
+        rank: int = 0,
+        world: int = 1,
+        smallest_tail: int = SMALLEST_TAIL,
     ) -> "ShardOrder":
         """The order of a pass; the arguments are those of `Order`."""
-        return ShardOrder(self, index, batch_size, pass_, shuffle, rank, world)
+        return ShardOrder(self, index, batch_size, pass_, shuffle, rank, world, smallest_tail)
 
     def arrange(self, index: np.ndarray, pass_: Pass, shuffle: bool) -> np.ndarray:
         """These samples, shard after shard: (n,) int64. Raises as `Order` does, and ValueError for one named twice."""
@@ -93,8 +100,10 @@ class ShardOrder(Order):
         shuffle: bool,
         rank: int = 0,
         world: int = 1,
+        smallest_tail: int = SMALLEST_TAIL,
     ) -> None:
-        super().__init__(walk.arrange(index, pass_, shuffle), batch_size, pass_, False, rank, world)
+        arranged = walk.arrange(index, pass_, shuffle)
+        super().__init__(arranged, batch_size, pass_, False, rank, world, smallest_tail)
         ranks = np.arange(world)
         tail = len(self.index) - max(len(self) - 1, 0) * batch_size
         self._share = -(

@@ -135,4 +135,4 @@ def test_traces_keep_what_was_there_and_what_is_wanted(tmp_path):
     with Traces(folder) as traces:
         (folder / "new").write_text("1")
         traces.keep()
-    assert {path.name for path in folder.iterdir()} == {"old", "new"}
+    assert {path.name for path in folder.iterdir()} == {"old", "new", ".lock"}

@@ -9,6 +9,7 @@ import toy
 from toy_engine import C, N, eyes, machine, new_learners, one_epoch, split  # noqa: F401 - fixtures
 
 from fastdrpl.config import ModelConfig, OptimiserConfig
+from fastdrpl.epochs import plan_rounds
 from fastdrpl.eyes import probabilities, take
 from fastdrpl.kernels.loss_head import loss_head
 from fastdrpl.learners import Learners, fresh_networks
@@ -134,6 +135,23 @@ def test_rows_learn_by_gradient_descent_on_the_mean_loss(machine, split, eyes):
     assert (others <= 0).all()
     largest = 5.0 / 16  # rate times 1 / n, a probability missing at most
     assert bias.max() <= largest
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_no_size_of_a_walk_is_too_small_for_the_ranks(machine, split, eyes, world):
+    """From one batch on, whatever the tail."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Sized(Objective):
+        size: int
+
+        def rounds(self, store, epoch_pass):
+            return ((Walk(np.arange(self.size)),),)
+
+    many = dataclasses.replace(machine, world=world)
+    for size in range(32, N):
+        rounds = plan_rounds(Sized(size), None, eyes, Pass(1, 1, 1, Purpose.train), 32, many)
+        assert rounds.images() == size
 
 
 def test_two_networks_start_with_different_weights(machine):
