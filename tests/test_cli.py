@@ -133,7 +133,6 @@ def test_help_of_a_recipe_shows_its_numbers(capsys):
         ["train", "digits", "--bach_size", "3"],
         ["train", "digits", "--batch_size", "many"],
         ["train", "digits", "more"],
-        ["train", "digits", "--method", "dprl"],
         ["prepare", "mnist", "--out", "x"],
         ["predict"],
         ["predict", "only-one"],
@@ -165,7 +164,7 @@ def test_damaged_data_end_with_3_and_leave_the_run_folder_usable(tmp_path, capsy
     whole = (data / "train.beton").read_bytes()
     (data / "train.beton").write_bytes(whole[:-1])
     words = [
-        *toy.WORDS,
+        *toy.COMMON,
         "--run",
         str(run),
         "--data",
@@ -219,7 +218,7 @@ def start(words, folder, notes, path=()):
 def test_every_way_to_start_it_gives_the_same_run_from_any_folder(tmp_path):
     """The module, the file and Accelerate's launcher, in a folder of its own each, with a relative run folder."""
     words = [
-        *toy.WORDS[1:],
+        *toy.COMMON[1:],
         "--method",
         "ce",
         "--ce.schedule.epochs",

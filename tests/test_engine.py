@@ -61,7 +61,11 @@ def no_pictures(monkeypatch):
 
 
 def words_of(digits, folder, *extra):
-    return [*WORDS, "--data", str(digits), "--run", str(folder), *extra]
+    words = [*WORDS, "--data", str(digits), "--run", str(folder), *extra]
+    if "--method" not in extra:
+        return words
+    first = words.index("--drpl.relabel.epochs")
+    return words[:first] + words[words.index("--noise.ratio") :]  # without the settings of drpl
 
 
 def train(digits, folder, *extra):

@@ -11,42 +11,28 @@ from pathlib import Path
 import pyarrow.parquet
 import torch
 
-WORDS = [
-    "train",
-    "digits",
-    "--limit",
-    "160",
-    "--limit_test",
-    "60",
-    "--batch_size",
-    "32",
-    "--model.width",
-    "4",
-    "--engine.threads",
-    "1",
-    "--engine.eval_batch",
-    "80",
-    "--drpl.relabel.epochs",
-    "6",
-    "--drpl.relabel.milestones",
-    "4",
-    "--drpl.given_epochs",
-    "3",
-    "--drpl.average",
-    "3",
-    "--drpl.gamma1",
-    "0.5",
-    "--drpl.semi1.epochs",
-    "4",
-    "--drpl.semi1.milestones",
-    "3",
-    "--drpl.semi2.epochs",
-    "4",
-    "--drpl.semi2.milestones",
-    "3",
-    "--noise.ratio",
-    "0.2",
+COMMON = [
+    *("train", "digits"),
+    *("--limit", "160"),
+    *("--limit_test", "60"),
+    *("--batch_size", "32"),
+    *("--model.width", "4"),
+    *("--engine.threads", "1"),
+    *("--engine.eval_batch", "80"),
+    *("--noise.ratio", "0.2"),
 ]
+DRPL = [
+    *("--drpl.relabel.epochs", "6"),
+    *("--drpl.relabel.milestones", "4"),
+    *("--drpl.given_epochs", "3"),
+    *("--drpl.average", "3"),
+    *("--drpl.gamma1", "0.5"),
+    *("--drpl.semi1.epochs", "4"),
+    *("--drpl.semi1.milestones", "3"),
+    *("--drpl.semi2.epochs", "4"),
+    *("--drpl.semi2.milestones", "3"),
+]
+WORDS = [*COMMON, *DRPL]
 
 # Forked from a process that has imported everything: a start costs nothing, a kill is a real one.
 FORKS = multiprocessing.get_context("forkserver")
