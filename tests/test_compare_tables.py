@@ -40,8 +40,8 @@ def finish(grid: Grid, cell, *, best=0.8, last=0.7, seconds=(10.0, 20.0), tpr=0.
     figures = {"labelled": 60, "unlabelled": 40, "auc": auc, "tpr": tpr, "fpr": fpr}
     other = {"labelled": 50, "unlabelled": 50, "auc": 0.1, "tpr": 0.2, "fpr": 0.3}  # for show only
     stages = [
-        {"name": "a", "seconds": seconds[0], "detection": figures},
-        {"name": "b", "seconds": seconds[1], "detection": other},
+        {"name": "a", "seconds": seconds[0], "detection": figures, "decides": True},
+        {"name": "b", "seconds": seconds[1], "detection": other, "decides": False},
     ]
     result = {"suspects": 40, "noise_rate": 0.4, "accuracy": {"best": best, "last": last}, "stages": stages}
     (folder / "result.json").write_text(json.dumps(result))
@@ -250,16 +250,19 @@ def test_the_plain_layout(tmp_path):
 
 
 def test_the_split_that_decided_is_the_one_reported():
-    def stage(unlabelled, tpr):
-        return {"detection": None if tpr is None else {"unlabelled": unlabelled, "tpr": tpr}}
+    def stage(decides, tpr):
+        return {"decides": decides, "detection": None if tpr is None else {"tpr": tpr}}
 
-    assert (
-        detection_of({"suspects": 3, "stages": [stage(9, 0.1), stage(3, 0.2), stage(4, 0.3)]})["tpr"] == 0.2
-    )
-    assert detection_of({"suspects": 3, "stages": [stage(3, 0.1), stage(0, None)]})["tpr"] == 0.1
-    assert detection_of({"suspects": 3, "stages": [stage(8, 0.1), stage(9, 0.4)]})["tpr"] == 0.4
-    assert detection_of({"suspects": 3, "stages": [stage(0, None)]}) == {}
-    assert detection_of({"suspects": 3, "stages": [], "detection": {"tpr": 0.5}})["tpr"] == 0.5
+    found = [
+        detection_of({"stages": stages}).get("tpr")
+        for stages in (
+            [stage(True, 0.1), stage(True, 0.2), stage(False, 0.3)],
+            [stage(True, 0.1), stage(False, None)],
+            [stage(True, 0.1), stage(True, None)],
+            [stage(False, None)],
+        )
+    ]
+    assert found == [0.2, 0.1, 0.1, None]
 
 
 # --- files ---
