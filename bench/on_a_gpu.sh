@@ -24,14 +24,14 @@ tests=("$python" -m pytest -q -p no:cacheprovider)
 bench=("$python" bench/throughput_kernels.py --device cuda --out "$out/throughput_kernels.jsonl")
 # A sanitizer sees what leaves an allocation: each tensor must be one of its own, which rules out captured graphs.
 check=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 --target-processes all)
-few=(tests/test_gpu_augment.py tests/test_gpu_mixup.py tests/test_gpu_loss_head.py tests/test_gpu_pseudo_label.py tests/test_gpu_beta_mixture.py
+few=(tests/test_gpu_augment.py tests/test_gpu_mixup.py tests/test_gpu_loss_head*.py tests/test_gpu_pseudo_label.py tests/test_gpu_beta_mixture.py
     -k "not captured and not graph and not compile and not random and not reference_gives and not large")
 
 nvidia-smi >"$out/nvidia-smi.log" 2>&1 || { echo "no GPU: nvidia-smi fails" >&2; exit 1; }
 for name in $asked; do
     case $name in
         tests_augment) part "$name" "${tests[@]}" tests/test_gpu_philox.py tests/test_gpu_augment.py tests/test_gpu_mixup.py ;;
-        tests_loss_head) part "$name" "${tests[@]}" tests/test_gpu_loss_head.py ;;
+        tests_loss_head) part "$name" "${tests[@]}" tests/test_gpu_loss_head*.py ;;
         tests_rest) part "$name" "${tests[@]}" tests/test_gpu_pseudo_label.py tests/test_gpu_beta_mixture.py tests/test_augment.py tests/test_detection.py ;;
         kernels_small) part "$name" "${bench[@]}" pad32 loss ;;
         kernels_large) part "$name" "${bench[@]}" pad64 pad224 resized224 store ;;

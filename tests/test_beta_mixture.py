@@ -1,14 +1,12 @@
 """The beta mixture: what must hold for every input, an EM written twice, and numba against scipy."""
 
 import math
-import os
-import subprocess
-import sys
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from beta_mixture_cases import NASTY, make_losses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,51 +15,6 @@ from fastdrpl.kernels import beta_mixture as module
 from fastdrpl.kernels.beta_mixture import INFINITE, BetaMixture, fit_beta_mixture, monotone_log_odds
 
 BACKENDS = ("numba", "reference")
-
-
-def make_losses(seed: int, count: int = 2000) -> np.ndarray:
-    """Losses as in training: a clean heap near 0 and a noisy one, of random place, width and share."""
-    random = np.random.default_rng(seed)
-    noisy = random.random(count) < random.uniform(0.1, 0.8)
-    wrong = random.gamma(random.uniform(3, 15), random.uniform(0.2, 0.6), count)
-    right = random.gamma(random.uniform(0.4, 3), random.uniform(0.05, 0.5), count)
-    return np.where(noisy, wrong, right)
-
-
-def _nasty() -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    normal = make_losses(3)
-    return {
-        "one sample": np.array([0.7]),
-        "two samples": np.array([0.2, 3.0]),
-        "three samples": np.array([0.1, 0.4, 2.0]),
-        "constant": np.full(100, 2.5),
-        "zeros": np.zeros(10),
-        "two values": np.repeat([0.1, 3.0], 50),
-        "two values, few": np.repeat([0.0, 5.0], [97, 3]),
-        "three values": np.repeat([0.0, 1.0, 9.0], [5, 90, 5]),
-        "integers": random.integers(0, 5, 1000).astype(float),
-        "a spike and a tail": np.concatenate([np.zeros(500), random.gamma(2, 1, 500)]),
-        "outlier": np.append(normal, 1e6),
-        "huge outlier": np.append(normal, 1e299),
-        "infinite": np.concatenate([normal, np.full(5, np.inf)]),
-        "mostly infinite": np.concatenate([normal, np.full(4000, np.inf)]),
-        "both infinities": np.array([-np.inf, 0.0, 1.0, np.inf]),
-        "tiny": normal * 1e-7,
-        "small": normal * 1e-5,
-        "large": normal * 1e200,
-        "shifted": normal + 1e9,
-        "negative": -normal,
-        "both signs": random.normal(0, 1, 1000),
-        "uniform": random.random(1000),
-        "all clean": random.exponential(0.1, 3000),
-        "subnormal": np.full(50, 5e-324) * np.arange(50),
-        "float32 ties": make_losses(5).astype(np.float32).round(1).astype(float),
-        "two far heaps": np.concatenate([random.normal(1, 1e-3, 500), random.normal(9, 1e-3, 500)]),
-    }
-
-
-NASTY = _nasty()
 
 
 def check_posterior(fit: BetaMixture, losses: np.ndarray, backend: module.Backend = "numba") -> np.ndarray:
@@ -253,75 +206,6 @@ def test_lookup_is_the_published_table(seed):
         expected.append(table[math.floor(100 * u)])
     # 1 - x loses digits near 1, where the table has its last bin
     np.testing.assert_allclose(fit.posterior(losses, compat="lookup"), expected, atol=1e-6)
-
-
-def check_twin(losses: np.ndarray) -> None:
-    expected, got = (fit_beta_mixture(losses, backend=backend) for backend in ("reference", "numba"))
-    assert (got.low, got.high) == (expected.low, expected.high)  # the same percentiles to the bit
-    assert got.warnings == expected.warnings
-    for name in ("alpha", "beta", "weight"):
-        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-6, err_msg=name)
-    slow, fast = expected.posterior(losses, backend="reference"), got.posterior(losses)
-    np.testing.assert_allclose(fast, slow, atol=1e-6)
-    for gamma in (0.05, 0.1, 0.5):
-        near = np.abs(slow - gamma) < 1e-6  # a tie within rounding may fall on either side
-        assert ((fast <= gamma) == (slow <= gamma))[~near].all()
-
-
-@pytest.mark.parametrize("block", range(10))
-def test_twin_on_random_sets(block):
-    for seed in range(20 * block, 20 * block + 20):
-        count = int(np.random.default_rng(seed).integers(20, 6_000))
-        check_twin(make_losses(seed, count))
-
-
-@pytest.mark.parametrize("name", NASTY)
-def test_twin_on_nasty_sets(name):
-    check_twin(NASTY[name])
-
-
-@pytest.mark.parametrize("count", [1, 2, 19, 4095, 4096, 4097, 8192, 65_537, 200_000])
-def test_twin_percentiles_are_those_of_numpy(count):
-    from fastdrpl.kernels.cpu.percentiles import outer_percentiles
-
-    random = np.random.default_rng(count)
-    for losses in (
-        random.gamma(0.5, 1, count),
-        random.normal(size=count),
-        random.integers(0, 3, count) * 1.5,
-    ):
-        expected = (*np.percentile(losses, (5, 95)), losses.min(), losses.max())
-        assert tuple(outer_percentiles(np.asarray(losses, float))) == tuple(expected)
-
-
-def test_percentiles_between_two_far_values():
-    """Ranks 5 % and 95 % fall between two values with all others equal to one of them."""
-    from fastdrpl.kernels.cpu.percentiles import outer_percentiles
-
-    for few in (50, 51, 949, 950):
-        losses = np.repeat([1e-300, 1e300], [few, 1001 - few])
-        assert tuple(outer_percentiles(losses)[:2]) == tuple(np.percentile(losses, (5, 95)))
-
-
-def test_threads_do_not_change_a_bit():
-    code = (
-        "import numpy as np; from fastdrpl.kernels.beta_mixture import fit_beta_mixture as f;"
-        "x = np.random.default_rng(0).gamma(0.7, 1, 100_003); m = f(x);"
-        "print([v.hex() for v in (*m.alpha, *m.beta, *m.weight, m.low, m.high, m.posterior(x).sum())])"
-    )
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = {**os.environ, "PYTHONPATH": root}
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**environment, "NUMBA_NUM_THREADS": threads},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for threads in ("1", "2", "5")
-    }
-    assert len(outputs) == 1
 
 
 # --- what goes in and what is said ---

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from beta_mixture_cases import NASTY, make_losses
 from gpu_device import DEVICE, ON_GPU, either, needs_gpu
 from need import need
 from scipy import special
-from test_beta_mixture import NASTY, make_losses
 
 from fastdrpl.kernels import beta_mixture as public
 from fastdrpl.kernels.beta_mixture import BetaMixture, fit_beta_mixture, monotone_log_odds

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noise_cases import CIFAR10, draw, names_of, random_truth
 from scipy import stats
 
 from fastdrpl.labels import Labels
@@ -15,25 +16,10 @@ from fastdrpl.loaders.pickles import read_plain
 from fastdrpl.noise import achieved, draw_noise, flip_matrix
 from fastdrpl.noise_config import NoiseConfig
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BOTH_WAYS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 SUPERCLASS = tuple(
     np.random.default_rng(7).permutation(np.repeat(range(20), 5)).tolist()
 )  # 100 classes, 20 x 5
-
-
-def names_of(classes: int) -> tuple[str, ...]:
-    return tuple(f"class {k}" for k in range(classes))
-
-
-def draw(
-    truth: np.ndarray, names: tuple[str, ...] = CIFAR10, superclass: tuple[int, ...] | None = None, **config
-):
-    return draw_noise(truth, np.arange(len(truth)), names, NoiseConfig(**config), superclass=superclass)
-
-
-def random_truth(samples: int, classes: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, classes, samples)
 
 
 def hundredths(count: int, percent: int) -> int:
@@ -213,89 +199,6 @@ def test_nonuniform_needs_to_know_what_is_similar():
         draw(truth, names_of(4), (0, 0, 0, 1), kind="nonuniform", ratio=0.4)
     with pytest.raises(UserError, match="3 superclass entries for 4 classes"):
         draw(truth, names_of(4), (0, 0, 0), kind="nonuniform", ratio=0.4)
-
-
-# --- a matrix from a file ---
-
-MATRIX = np.array(
-    [[0.6, 0.3, 0.1, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [0.9, 0.05, 0.05, 0.0]]
-)
-
-
-def save_matrix(folder: Path, matrix: np.ndarray = MATRIX, ending: str = ".npy") -> Path:
-    path = folder / f"matrix{ending}"
-    if ending == ".npy":
-        np.save(path, matrix)
-    else:
-        np.savetxt(path, matrix, delimiter=",")
-    return path
-
-
-def counts(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
-    return np.array(achieved(Labels(given, truth, np.arange(len(truth)), names_of(4)))["transitions"])
-
-
-def fits(observed: np.ndarray, expected: np.ndarray) -> bool:
-    """Chi-square of each row of counts against probabilities; impossible targets must never occur."""
-    possible = expected > 0
-    assert not observed[~possible].any()
-    return all(
-        stats.chisquare(observed[k][possible[k]], observed[k].sum() * expected[k][possible[k]]).pvalue > 0.001
-        for k in range(len(expected))
-        if possible[k].sum() > 1
-    )
-
-
-@pytest.mark.parametrize("ending", [".npy", ".csv"])
-def test_the_matrix_is_followed(ending: str, tmp_path: Path):
-    path, truth = save_matrix(tmp_path, ending=ending), random_truth(4_000, 4)
-    total = sum(
-        counts(truth, draw(truth, names_of(4), kind="matrix", matrix=path, seed=seed).given)
-        for seed in range(50)
-    )
-    assert fits(total, MATRIX)
-    nearby = MATRIX.copy()
-    nearby[0] += [-0.01, 0.01, 0, 0]
-    assert not fits(total, nearby)  # one part in a hundred would be seen
-
-
-def test_the_matrix_without_its_diagonal_says_where_and_the_ratio_how_many(tmp_path: Path):
-    path, truth = save_matrix(tmp_path), random_truth(4_000, 4)
-    total = np.zeros((4, 4))
-    for seed in range(50):
-        config = {"kind": "matrix", "matrix": path, "matrix_diagonal": "drop", "ratio": 0.5, "seed": seed}
-        given = draw(truth, names_of(4), **config).given
-        assert np.count_nonzero(given != truth) == np.count_nonzero(truth != 1) // 2  # class 1 has no target
-        total += counts(truth, given)
-    np.fill_diagonal(total, 0)
-    expected = MATRIX * (1 - np.eye(4))
-    expected[[0, 2, 3]] /= expected[[0, 2, 3]].sum(axis=1, keepdims=True)
-    assert fits(total, expected)
-
-
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-        (np.eye(3), r"is \(3, 3\), the data have 4 classes"),
-        (np.eye(4) * 0.9, "row 0 of the matrix sums to 0.9"),
-        (np.array([[1.1, -0.1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "negative"),
-        (np.full((4, 4), np.nan), "non-finite"),
-        (np.array([[0.5, 0.5, 0, 0], [0.25, 0.5, 0.25, 0], [0, 0, 0.5, 0], [0.25, 0, 0.25, 1]]), "transpose"),
-    ],
-)
-def test_wrong_matrices_say_what_is_wrong(matrix: np.ndarray, message: str, tmp_path: Path):
-    with pytest.raises(DataError, match=message):
-        draw(np.arange(8) % 4, names_of(4), kind="matrix", matrix=save_matrix(tmp_path, matrix))
-
-
-def test_a_matrix_file_that_is_none(tmp_path: Path):
-    (tmp_path / "m.csv").write_text("a,b\n")
-    (tmp_path / "m.npy").write_bytes(b"\x93NUMPY")
-    for name in ("m.csv", "m.npy"):
-        with pytest.raises(DataError, match="not a readable matrix"):
-            draw(np.arange(4), names_of(4), kind="matrix", matrix=tmp_path / name)
-    with pytest.raises(UserError, match=r"\.npy or \.csv"):
-        draw(np.arange(4), names_of(4), kind="matrix", matrix=tmp_path / "none.npy")
 
 
 # --- the published draws ---

@@ -1,55 +1,19 @@
 """Tar shards as the `webdataset` library writes them; hostile and damaged ones are refused, none is unpacked."""
 
-import gzip
-import io
 import json
 import tarfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from need import need
-from PIL import Image
+from tar_shard_cases import hostile, photo, run, sample, write_shard
 
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.errors import DataError, UserError
-from fastdrpl.loaders.prepare import PrepareConfig, prepare
-from fastdrpl.loaders.sources import shard_scan, tar_shards
+from fastdrpl.loaders.sources import tar_shards
 from fastdrpl.loaders.sources.pictures import Target
 from fastdrpl.loaders.sources.stratify import choose_test_rows
-
-Members = Iterable[tuple[str, bytes]]
-
-
-def photo(grey: int, kind: str = "PNG", size: tuple[int, int] = (9, 7)) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, (grey, grey, grey)).save(out, kind)
-    return out.getvalue()
-
-
-def write_shard(path: Path, members: Members, mode: str = "w", **options: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode, **options) as archive:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
-def sample(number: int, label: object = None, key: str | None = None) -> list[tuple[str, bytes]]:
-    """Image number k has colour 4 * k and, if nothing else is said, class k modulo 3."""
-    key = key or f"{number:06}"
-    label = number % 3 if label is None else label
-    return [(f"{key}.cls", str(label).encode()), (f"{key}.png", photo(4 * number))]
-
-
-def run(source: Path, out: Path, **options: Any) -> Dataset:
-    return prepare(PrepareConfig(kind="webdataset", source=source, out=out, **({"size": 8} | options)))
 
 
 def greys(dataset: Dataset, split: str) -> list[int]:
@@ -260,167 +224,6 @@ def test_labels_are_named_and_ordered_by_a_list(tmp_path: Path) -> None:
         1,
         2,
     ]
-
-
-# --- what is refused -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("members", "parts"),
-    [
-        (
-            [*sample(0), ("a.png", b"x"), ("b.png", b"x"), ("b.txt", b"cat")],
-            ["without a label: x.tar/a, x.tar/b"],
-        ),
-        ([*sample(0), ("a.png", b"x"), ("a.cls", b" \n")], ["without a label: x.tar/a"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b'{"caption": "x"}')], ["without a label: x.tar/a"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b"[1]")], ["without a label: x.tar/a"]),
-        ([*sample(0), *sample(0)], ["'000000' has '.cls' twice"]),
-        ([*sample(0), ("000000.jpg", b"x")], ["'000000' has two images"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b'{"label": 1.5}')], ["a label is float", "a.json"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b'{"label": [1]}')], ["a label is list", "a.json"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b'{"label": true}')], ["a label is bool", "a.json"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b'{"label": ')], ["label cannot be read", "a.json"]),
-        ([*sample(0), ("a.png", b"x"), ("a.json", b"[" * 100_000)], ["label cannot be read", "a.json"]),
-        ([*sample(0), ("a.png", b"x"), ("a.cls", b"\xff")], ["label cannot be read", "a.cls"]),
-        (
-            [*sample(0), ("a.png", b"x"), ("a.json", b" " * (2 << 20))],
-            ["a label of 2,097,152 bytes", "a.json"],
-        ),
-        ([*sample(0), *sample(3)], ["one class, '0'"]),
-        ([("a.txt", b"")], ["no images"]),
-    ],
-)
-def test_samples_that_cannot_be_used_are_named(tmp_path: Path, members: Members, parts: list[str]) -> None:
-    source = write_shard(tmp_path / "x.tar", members)
-    with pytest.raises(DataError) as caught:
-        run(source, tmp_path / "out")
-    assert all(part in str(caught.value) for part in parts) and not (tmp_path / "out").exists()
-
-
-def test_a_class_that_training_has_not(tmp_path: Path) -> None:
-    write_shard(tmp_path / "s" / "train.tar", [*sample(0), *sample(1)])
-    write_shard(tmp_path / "s" / "test.tar", sample(2))
-    with pytest.raises(DataError, match="'2' has no training image"):
-        run(tmp_path / "s", tmp_path / "out")
-
-
-def test_layouts_that_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.zip").touch()
-    (tmp_path / "packed").mkdir()
-    (tmp_path / "packed" / "train-0.tar.zst").touch()
-    write_shard(tmp_path / "mixed" / "train-0.tar", sample(0))
-    write_shard(tmp_path / "mixed" / "extra.tar", sample(1))
-    write_shard(tmp_path / "tests" / "test-0.tar", sample(1))
-    for name, message in (
-        ("empty", "no shards here"),
-        ("a.zip", r"no folder and no tar(.|\n)*unpack .*a\.zip"),
-        ("packed", r"no shards here(.|\n)*unpack .*train-0\.tar\.zst"),
-        ("mixed", r"some are not: .*extra\.tar"),
-        ("tests", "no shards for training"),
-    ):
-        with pytest.raises(UserError, match=message) as caught:
-            run(tmp_path / name, tmp_path / "out")
-        assert caught.value.exit_code == 2
-
-
-def hostile(kind: str) -> bytes:
-    """A shard that asks for too much, or is not whole."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in [m for k in range(6) for m in sample(k)]:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    data = out.getvalue()
-    header = tarfile.TarInfo("x.png")
-    if kind == "cut in an image":
-        return data[: 512 * 6 + 700]
-    if kind == "cut between members":
-        return data[: 512 * 4]
-    if kind == "broken header":
-        return data[: 512 * 4] + b"\xff" * 512 + data[512 * 5 :]
-    if kind == "empty":
-        return b""
-    if kind == "text":
-        return b"no tar at all\n" * 1000
-    if kind == "name of 4 GB":
-        header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 32
-    elif kind == "pax header of 4 GB":
-        header.type, header.size = tarfile.XHDTYPE, 1 << 32
-    elif kind == "size 2**62":
-        header.size = 1 << 62
-    elif kind == "negative size":
-        block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
-        block[124:136] = b"\xff" * 12  # base 256: -1
-        block[148:156] = b"%06o\0 " % (sum(block[:148]) + 256 + sum(block[156:]))
-        return bytes(block) + data
-    if kind == "bomb":
-        header.size = 8 << 30
-        return gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 22))
-    return header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 16) + data
-
-
-HOSTILE = [
-    "cut in an image",
-    "cut between members",
-    "broken header",
-    "empty",
-    "text",
-    "name of 4 GB",
-    "pax header of 4 GB",
-    "size 2**62",
-    "negative size",
-    "bomb",
-]
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_and_damaged_shards_are_named(tmp_path: Path, kind: str, packed: bool) -> None:
-    data = hostile(kind)
-    if packed:
-        if kind == "bomb":
-            return  # it is packed already
-        data = gzip.compress(data)
-    write_shard(tmp_path / "s" / "0.tar", sample(0))
-    (tmp_path / "s" / "1.tar").write_bytes(data)
-    with pytest.raises(DataError, match=r"1\.tar"):
-        run(tmp_path / "s", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("cut", [10, 200, -100, -30, -9])
-def test_a_cut_compressed_shard_is_named(tmp_path: Path, cut: int) -> None:
-    path = write_shard(tmp_path / "s" / "0.tar.gz", [m for k in range(6) for m in sample(k)], "w:gz")
-    data = path.read_bytes()
-    path.write_bytes(data[:cut])
-    with pytest.raises(DataError, match=r"0\.tar\.gz"):
-        run(tmp_path / "s", tmp_path / "out")
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_mangled_shards_are_read_or_refused(tmp_path: Path, data: Any) -> None:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in [*sample(0), *sample(1), *sample(2, key="\u00e9" * 60)]:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    broken = bytearray(out.getvalue())
-    for _ in range(data.draw(st.integers(1, 4))):
-        broken[data.draw(st.integers(0, 12 * 512))] = data.draw(st.integers(0, 255))
-    path = tmp_path / "x.tar"
-    path.write_bytes(bytes(broken[: data.draw(st.integers(1, len(broken)))]))
-    try:
-        shard = shard_scan.scan(str(path))
-    except DataError as error:
-        assert "x.tar" in str(error)
-        return
-    size = path.stat().st_size
-    assert all(at > 0 and at + n <= size for at, n in zip(shard.offsets, shard.sizes, strict=True))
 
 
 def test_many_shards_are_scanned_by_several_processes(
