@@ -76,7 +76,9 @@ class Child:
 def start_child(cell: Cell, out: Path, *, threads: int = 0, device: str | None = None) -> Child:
     """Start a cell in the folder of its grid, in a session of its own: Ctrl-C reaches it through us only."""
     path = cell.log(out)
-    command = cell_command(cell, threads)
+    # A run that goes on has its threads in the manifest: the bits of its result depend on them.
+    goes_on = (cell.folder(out) / "manifest.json").exists()
+    command = cell_command(cell, 0 if goes_on else threads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         log = open(path, "ab")  # noqa: SIM115 - it lives as long as the process

@@ -65,7 +65,7 @@ def identity_of(grid: Grid, plan: Plan) -> dict[str, Any]:
 
     Methods, noises and data sets may be added to a folder, and seeds are not named at all: cells are cells.
     """
-    options = {cell.name.rpartition("/")[0]: cell.options for cell in plan.cells}
+    options = {cell.name.rpartition("/")[0]: {**cell.options, **_own_method(cell)} for cell in plan.cells}
     return {
         "schema": SCHEMA,
         "name": grid.name,
@@ -77,6 +77,12 @@ def identity_of(grid: Grid, plan: Plan) -> dict[str, Any]:
             for name, flags in options.items()
         },
     }
+
+
+def _own_method(cell: Cell) -> dict[str, str]:
+    """What is in the file of a method of the user's own: with another content its cells are others."""
+    digest = load_method(cell.method.value).digest
+    return {"method": f"file with sha256 {digest}"} if digest else {}
 
 
 def check_folder(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
