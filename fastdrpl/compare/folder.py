@@ -11,6 +11,7 @@ from fastdrpl.compare.grid import Grid
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.files import TEMPORARY_PREFIX, read_json, write_atomic, write_json
 from fastdrpl.lock import LOCK_FILE, lock_holder
+from fastdrpl.methods import load_method
 
 SCHEMA = 1
 GRID_FILE = "grid.json"
