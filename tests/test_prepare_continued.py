@@ -184,7 +184,9 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path, momen
     assert not [child for child in children if is_running(child)]
     assert not (tmp_path / "out").exists()
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and "Continuing an unfinished prepare" in done.stdout
+    assert done.returncode == 0
+    if moment == "images":  # elsewhere nothing may have been done yet, and nothing is said
+        assert "Continuing an unfinished prepare" in done.stdout
     assert open_dataset(tmp_path / "out", verify=True).fingerprint == whole.fingerprint
 
 

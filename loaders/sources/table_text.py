@@ -85,7 +85,9 @@ class _named:
         """Nothing to do."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, pa.ArrowException | OSError):
+        if isinstance(
+            error, pa.ArrowException | OSError | UnicodeDecodeError
+        ):  # names of columns may be no UTF-8
             raise unreadable(self.source, error) from None
 
 
@@ -105,9 +107,17 @@ def _head(source: Path) -> str:
     return head.decode("utf-8-sig", errors="replace")
 
 
+def _first_row(head: str, mark: str) -> list[str]:
+    """The fields of the first line; none where it cannot be read with this separator."""
+    try:
+        return next(csv.reader(io.StringIO(head), delimiter=mark), [])
+    except csv.Error:
+        return []
+
+
 def _mark(head: str, wanted: Wanted, usual: str, source: Path) -> tuple[str, str | None]:
     """The separator, and the same again if its first line names a column of paths, else None."""
-    rows = {mark: next(csv.reader(io.StringIO(head), delimiter=mark), []) for mark in (usual, *MARKS)}
+    rows = {mark: _first_row(head, mark) for mark in (usual, *MARKS)}
     for mark, names in rows.items():
         try:
             if choose_columns([name.strip() for name in names], wanted, "").names()[1:]:
