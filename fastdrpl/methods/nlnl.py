@@ -79,6 +79,7 @@ RECIPES = {
             "pseudo2": Schedule(epochs=16, milestones=(10, 14)),
             "average": 5,
             "complementary": 11,
+            "class_weights": "none",
         }
     }
 }
