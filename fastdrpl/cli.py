@@ -1,5 +1,6 @@
 """The command line. A verb is a function here; what it needs is imported inside it, so that help is quick."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -126,6 +127,7 @@ def parse_training(words: list[str]) -> "Config":
 
     from fastdrpl import config_file
     from fastdrpl.errors import UserError
+    from fastdrpl.noise_config import NoiseConfig
     from fastdrpl.recipes import recipe_named
 
     file, words = _take_option(words, "--config")
@@ -140,6 +142,9 @@ def parse_training(words: list[str]) -> "Config":
     method = str(method or table.get("method", recipe.config.method))
     config = recipe.config_for(method)
     _refuse_flags_of_others(rest, method)
+    if "labels" in table or any(word == "--labels" or word.startswith("--labels=") for word in rest):
+        config = dataclasses.replace(config, noise=NoiseConfig())  # the noise is in the labels
+        table = table if "labels" in table else {k: v for k, v in table.items() if k != "noise"}
     if file is not None:
         table = {**table, "recipe": name, "method": config.method}
         config = config_file.overlay_run(config, table, where=file)

@@ -152,3 +152,14 @@ def relevant_options(config: PrepareConfig) -> dict[str, Any]:
     if config.kind == "digits" or config.test_fraction:
         options["seed"] = config.seed
     return options
+
+
+def origin_of(config: PrepareConfig) -> dict[str, str]:
+    """Where the source lies, as an absolute path, and how it is read: for those who write into a copy of it."""
+    origin = {
+        name: str(value)
+        for name in ("path_column", "label_column", "split_column")
+        if (value := getattr(config, name)) is not None
+    }
+    paths = {"source": config.source, "images": config.images}
+    return origin | {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
