@@ -18,6 +18,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl fix RUN [--fixes FILE] [--out FILE]   corrected labels from what you decided about the suspects
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
@@ -117,7 +118,12 @@ def _train(words: list[str]) -> int:
         from fastdrpl.report.facts import read_facts
         from fastdrpl.report.summary import print_summary
 
-        print_summary(read_facts(run_folder(config).path))
+        path = run_folder(config).path
+        print_summary(read_facts(path))
+        if config.labels is not None:
+            from fastdrpl.fixing.summary import print_progress
+
+            print_progress(path)
     return 0
 
 
@@ -229,6 +235,14 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _fix(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.fixing.command import FixCommand, fix
+
+    return fix(_parse(tyro.cli, FixCommand, "fastdrpl fix", words))
+
+
 def _detect(words: list[str]) -> int:
     import tyro
 
@@ -272,6 +286,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "recipes": _recipes,
     "status": _status,
+    "fix": _fix,
     "predict": _predict,
     "detect": _detect,
     "confusion": _confusion,

@@ -23,7 +23,7 @@ Kind = Literal[
 ]
 _OWN = ("folder", "table", "webdataset", "huggingface")  # your own images: no published test set, any classes
 _PHOTOS = ("webvision", *_OWN)  # images of any size
-_LISTED = ("webvision", "folder", "webdataset", "huggingface")  # whose source is whatever lies in a folder
+LISTED = ("webvision", "folder", "webdataset", "huggingface")  # whose source is whatever lies in a folder
 
 # Options that not every kind knows: field -> the kinds that do.
 _KNOWN_BY: dict[str, tuple[str, ...]] = {
@@ -128,7 +128,7 @@ def refuse_out_in_source(config: PrepareConfig) -> None:
     source = config.source
     if source is None or not source.is_dir():
         return
-    lists_images = config.kind in _LISTED or (
+    lists_images = config.kind in LISTED or (
         config.kind in ("imagenet32", "imagenet64") and find_photos(source) is not None
     )
     if lists_images and Path(os.path.realpath(config.out)).is_relative_to(os.path.realpath(source)):

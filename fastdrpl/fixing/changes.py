@@ -1,16 +1,18 @@
 """What changed between a run and the one that was trained on its corrected labels."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
 
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.files import read_json
+from fastdrpl.fixing.judged import finished_result
+from fastdrpl.fixing.origin import origin_of_run
 from fastdrpl.folder import RunFolder
+from fastdrpl.loaders.printable import printable
+from fastdrpl.report.facts import run_hash
 from fastdrpl.report.table import read_table
 
 
@@ -78,7 +80,7 @@ def changes(before: Path, after: Path) -> Changes:
 
     Raises `UserError` where one of them is not finished or they are of other images, `DataError` for damaged files.
     """
-    results = [_result(path) for path in (before, after)]
+    results = [finished_result(path) for path in (before, after)]
     if results[0]["identity"]["data"] != results[1]["identity"]["data"]:
         raise UserError(
             "the two runs are of different prepared data: their samples cannot be compared",
@@ -110,11 +112,37 @@ def changes(before: Path, after: Path) -> Changes:
     )
 
 
-def _result(path: Path) -> Mapping[str, Any]:
-    folder = RunFolder(path)
-    if not folder.result.exists():
-        raise UserError("the run is not finished", where=str(path), fix=f"`fastdrpl status {path}` says why")
-    return read_json(folder.result)
+@dataclass(frozen=True)
+class Earlier:
+    """The run that the labels of another come from."""
+
+    folder: Path | None  # None where it is not to be had
+    missing: str = ""  # why, for the user
+
+
+def earlier_run(after: Path) -> Earlier | None:
+    """The run whose corrected labels a run was trained on; None if its labels come from no run.
+
+    Raises `DataError` for a damaged manifest.
+    """
+    origin = origin_of_run(after)
+    if origin is None:
+        return None
+    result, place = RunFolder(Path(origin.run)).result, printable(origin.run)
+    if not result.exists():
+        return Earlier(
+            None, f"the labels come from the run {origin.hash}, which is no longer there as {place}"
+        )
+    if run_hash(read_json(result)) != origin.hash:
+        return Earlier(None, f"the labels come from the run {origin.hash}; {place} is another run by now")
+    return Earlier(Path(origin.run))
+
+
+def in_order(run: Path, other: Path) -> tuple[Path, Path]:
+    """Two finished runs, the later one last: the one whose labels come from the other, else the second."""
+    origin = origin_of_run(run)
+    later = origin is not None and origin.hash == run_hash(finished_result(other))
+    return (other, run) if later else (run, other)
 
 
 def _sorted_by_row(path: Path) -> pyarrow.Table:
@@ -133,6 +161,8 @@ def _numbers(table: pyarrow.Table, column: str) -> np.ndarray:
 
 def _truth(table: pyarrow.Table) -> np.ndarray:
     """(N,) names of the right classes, None where they are not known or there is none."""
+    if "truth_name" not in table.column_names:
+        return np.full(len(table), None, dtype=object)
     return np.array(table["truth_name"].to_pylist(), dtype=object)
 
 
@@ -189,6 +219,8 @@ def _truth_changes(
 
 def _wrong(table: pyarrow.Table) -> tuple[np.ndarray, np.ndarray]:
     """(N,) whether a label is wrong, and whether that is known."""
+    if "is_noisy" not in table.column_names:
+        return np.zeros(len(table), bool), np.zeros(len(table), bool)
     column = table["is_noisy"].combine_chunks()
     known = np.asarray(column.is_valid())
     return np.asarray(column.fill_null(False)), known

@@ -10,7 +10,9 @@ from fastdrpl.labels import Labels, load_labels
 from fastdrpl.loaders.dataset import Dataset
 
 
-def load_corrected(path: Path, dataset: Dataset, class_names: tuple[str, ...]) -> tuple[Labels, Origin | None]:
+def load_corrected(
+    path: Path, dataset: Dataset, class_names: tuple[str, ...]
+) -> tuple[Labels, Origin | None]:
     """The labels of a file in the form of `Labels.save`, and the run that they come from, if the file says so.
 
     Raises `UserError` for a missing file, `DataError` for a damaged one or one for other images or classes.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdrpl.errors import UserError
 from fastdrpl.fixing.fix_list import DECISIONS, Fix, as_arrays
 from fastdrpl.fixing.judged import Judged
 from fastdrpl.labels import Labels
@@ -34,10 +35,16 @@ class Decisions:
 def decide(run: Judged, fixes: dict[int, Fix], accept: float | None, drop: float | None) -> Decisions:
     """The list decides first; of the suspects it says nothing about, `accept` takes what it can, then `drop`.
 
-    `accept`: suspects whose label is wrong with at least this probability, and whose suggestion is right with at least
-    this probability. Where the suggestion is the given label, they keep it. `drop`: suspects whose label is wrong with at
-    least this probability.
+    `accept`: suspects whose label is wrong and whose suggestion is right, each with at least this probability;
+    where the suggestion is the given label, they keep it. `drop`: suspects whose label is wrong with at least this
+    probability. Raises `UserError` where the run does not know how sure its suggestions are.
     """
+    if accept is not None and np.isnan(run.p_suggested).any():
+        raise UserError(
+            "this run is of an earlier version, which did not keep how sure the network is of its suggestions",
+            where=str(run.folder.path),
+            fix="decide with --fixes, or train again",
+        )
     decision = np.full(len(run), UNDECIDED)
     by = np.full(len(run), -1)
     label = run.labels.given.copy()

@@ -145,7 +145,8 @@ class _Finder:
         there = self.files[index] or ""
         if line.file and composed(line.file) != composed(there):
             raise DataError(
-                f"the sample {index} is {printable(there) or 'no file'!r} in the run and {printable(line.file)!r} in the list",
+                f"the sample {index} is {printable(there) or 'no file'!r} in the run, "
+                f"and {printable(line.file)!r} in the list",
                 fix="leave the column that is wrong empty",
             )
         return index

@@ -26,7 +26,9 @@ class Placed:
     """What a corrected copy of a folder holds."""
 
     images: int
-    moved: dict[str, str]  # image in the source -> in the copy, of those in another folder or under another name
+    moved: dict[
+        str, str
+    ]  # image in the source -> in the copy, of those in another folder or under another name
     renamed: int  # images whose name was taken in their new folder
     dropped: int
     unknown: int  # images that the run does not know, such as test images: as they are
@@ -76,7 +78,8 @@ def plan_folder(prepared: Prepared, final: Mapping[str, str | None]) -> tuple[Pa
         places,
         Placed(
             images=len(places),
-            moved={path: place for path, place in places.items() if path != place},
+            places={file: storable(places[path]) for file, path in paths.items() if path in places},
+            moved=len(moving),
             renamed=renamed,
             dropped=len(paths) - len(places),
             unknown=len(paths) - len(final),

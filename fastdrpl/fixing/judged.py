@@ -1,7 +1,9 @@
 """A finished run as `fastdrpl fix` needs it: what it was told, what it suggests and how sure it is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,7 @@ class Judged:
     files: np.ndarray  # (N,) object: file names as in the table, None where rows were no files
     suggested: np.ndarray  # (N,) int64
     p_noisy: np.ndarray  # (N,) float64
-    p_suggested: np.ndarray  # (N,) float
+    p_suggested: np.ndarray  # (N,) float, nan in runs of earlier versions, which did not keep it
     suspect: np.ndarray  # (N,) bool
     rank: np.ndarray  # (N,) int64, 1 = most doubtful
     score: np.ndarray  # (N,) float64
@@ -38,18 +40,24 @@ class Judged:
         return self.labels.class_names
 
 
+def finished_result(path: Path) -> Mapping[str, Any]:
+    """result.json of a run. Raises `UserError` if the run is not finished or there is none."""
+    folder = RunFolder(path)
+    if folder.result.exists():
+        return read_json(folder.result)
+    if not folder.config.exists():
+        raise UserError("there is no run here", where=str(path), fix="give the folder of a finished run")
+    raise UserError(
+        "the run is not finished: it has not judged its labels yet",
+        where=str(path),
+        fix=f"`fastdrpl status {path}` says how far it is",
+    )
+
+
 def read_judged(path: Path) -> Judged:
     """Read a run folder. Raises `UserError` if the run is not finished, `DataError` for damaged files."""
-    folder = RunFolder(path)
-    if not folder.result.exists():
-        raise UserError(
-            "the run is not finished: it has not judged its labels yet",
-            where=str(path),
-            fix=f"`fastdrpl status {path}` says how far it is"
-            if folder.config.exists()
-            else "give the folder of a run",
-        )
-    result, table, labels = read_json(folder.result), read_table(folder.labels), load_labels(folder.noise)
+    folder, result = RunFolder(path), finished_result(path)
+    table, labels = read_table(folder.labels), load_labels(folder.noise)
     if len(table) != len(labels) or (table["row"].to_numpy() != labels.source_row).any():
         raise DataError(
             f"{folder.labels.name} and {folder.noise.name} are not of the same samples", where=str(path)

@@ -23,7 +23,9 @@ class Origin:
     run: str  # its folder, absolute
     hash: str  # its run hash
     data: str  # fingerprint of the prepared data
-    dropped: tuple[int, ...]  # rows of the prepared training split that were left out, by this run or earlier ones
+    dropped: tuple[
+        int, ...
+    ]  # rows of the prepared training split that were left out, by this run or earlier ones
 
     def line(self) -> str:
         """The line of a label file."""

@@ -1,7 +1,7 @@
 """A corrected copy of a user's own table: the cells of labels that changed, and nothing else, differ.
 
-The table is not parsed and written again, which would lose its quotes, its ends of lines and the form of its numbers: its
-text is cut into cells, and the changed ones are replaced.
+The table is not parsed and written again, which would lose its quotes, its ends of lines and the form of its
+numbers: its text is cut into cells, and the changed ones are replaced.
 """
 
 import re

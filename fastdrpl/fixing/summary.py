@@ -1,6 +1,7 @@
 """What `fastdrpl fix` prints: what was decided, which labels changed, and what the next run made of it."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from fastdrpl.fixing.changes import Changes, PairChanges, TruthChanges
+from fastdrpl.console import say
+from fastdrpl.fixing.changes import Changes, PairChanges, TruthChanges, changes, earlier_run
 from fastdrpl.fixing.decisions import ACCEPT, BY, DROP, KEEP, RELABEL, UNDECIDED, Decisions, corrected
 from fastdrpl.fixing.judged import Judged
 
@@ -40,6 +42,15 @@ def print_decisions(run: Judged, decisions: Decisions, lines: list[str]) -> None
     noise = _noise(run, decisions)
     parts += [Text(line) for line in ([noise] if noise else []) + lines]
     Console(highlight=False).print(Panel(Group(*parts), title="fastdrpl · fix"))
+
+
+def print_progress(run: Path) -> None:
+    """Print what changed since the run that the labels of this one come from, if there is such a run."""
+    found = earlier_run(run)
+    if found is not None and found.folder is None:
+        say(f"no comparison with the run before: {found.missing}")
+    elif found is not None and found.folder is not None:
+        print_changes(changes(found.folder, run))
 
 
 def print_changes(found: Changes) -> None:

@@ -12,8 +12,8 @@ from fastdrpl.fixing.judged import Judged
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.dataset import MANIFEST, Dataset, open_dataset, read_manifest
 from fastdrpl.loaders.manifest import ORIGIN
+from fastdrpl.loaders.prepare_config import LISTED
 from fastdrpl.loaders.printable import printable
-
 
 _INSTEAD = {
     "folder": "--out-folder DIR makes a corrected copy of the image folder",
@@ -77,6 +77,19 @@ def final_classes(prepared: Prepared, labels: Labels, dropped: Sequence[int]) ->
     pairs = zip(labels.source_row.tolist(), labels.given.tolist(), strict=True)
     final: dict[str, str | None] = {files[row]: names[k] for row, k in pairs}
     return final | {files[row]: None for row in dropped}
+
+
+def kept_places(run: Judged, moved: Path | None, source: Path | None) -> list[tuple[Path, str]]:
+    """The folders and files that stay as they are, as far as they are known, and what they are."""
+    kept = [(run.folder.path, "the folder of the run")]
+    data = moved if moved is not None else Path(read_json(run.folder.manifest)["data"])
+    if (data / MANIFEST).exists():
+        manifest = read_manifest(data)
+        said, kind = manifest.get(ORIGIN, {}).get("source"), manifest["source"]["kind"]
+        kept.append((data, "the prepared data"))
+        if said is not None and kind in (*LISTED, "table"):
+            kept.append((Path(said), "the source of the data"))
+    return kept if source is None else [*kept, (source, "the source of the data")]
 
 
 def refuse_inside(out: Path, place: Path, what: str) -> None:
