@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import tyro
 
 from fastdrpl.errors import UserError
+
+if TYPE_CHECKING:
+    from fastdrpl.fixing.judged import Judged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +76,23 @@ def fix(command: FixCommand) -> int:
     run = read_judged(command.run)
     fixes = {} if command.fixes is None else read_fixes(command.fixes, run)
     decisions = decide(run, fixes, command.accept, command.drop)
-    print_decisions(run, decisions, write_outputs(command, run, decisions))
+    lines = write_outputs(command, run, decisions)
+    for name, by in (("accept", 1), ("drop", 2)):
+        wanted = getattr(command, name)
+        if wanted is not None and not (decisions.by == by).any():
+            lines.append(f"--{name} {wanted:g} decided nothing: {_highest(run, name)}")
+    print_decisions(run, decisions, lines)
     return 0
+
+
+def _highest(run: "Judged", name: str) -> str:
+    """How sure a run is at most of its suspects."""
+    if not run.suspect.any():
+        return "the run has no suspects"
+    sure = run.p_noisy[run.suspect]
+    if name == "accept":
+        sure = np.minimum(sure, run.p_suggested[run.suspect])
+    return f"of the suspects that are left none is as sure; the highest of all suspects is {sure.max():.4f}"
 
 
 def _compare(run: Path, other: Path) -> int:

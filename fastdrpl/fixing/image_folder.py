@@ -22,29 +22,29 @@ _NO_LINK = "give --link copy, which needs the space, or --link symbolic, which n
 
 
 @dataclass(frozen=True)
-class Placed:
-    """What a corrected copy of a folder holds."""
+class Plan:
+    """What a corrected copy of a folder will hold."""
 
-    images: int
-    moved: dict[
-        str, str
-    ]  # image in the source -> in the copy, of those in another folder or under another name
-    renamed: int  # images whose name was taken in their new folder
+    root: Path  # of the source
+    places: dict[str, str]  # path of an image below the root -> below the copy
+    files: dict[str, str]  # the same by the file names that a run has
+    moved: int  # images that are in another class
+    renamed: int  # those of them whose name was taken there
     dropped: int
     unknown: int  # images that the run does not know, such as test images: as they are
     other: int  # files that are no images: not in the copy
     empty: tuple[str, ...]  # classes that have no training image any more
 
 
-def plan_folder(prepared: Prepared, final: Mapping[str, str | None]) -> tuple[Path, dict[str, str], Placed]:
-    """Where each image goes: the root of the source, path there -> path in the copy, and what that amounts to.
+def plan_folder(prepared: Prepared, final: Mapping[str, str | None]) -> Plan:
+    """Where each image goes. `final`: file -> class, None where it is left out; other images stay where they are.
 
-    `final`: file -> class, None where it is left out; other images stay where they are. Writes nothing. Raises
-    `UserError` or `DataError` where the source is not the one that was prepared.
+    Writes nothing. Raises `UserError` or `DataError` where the source is not the one that was prepared.
     """
     root = _root(prepared.source, final)
     found = list_images(str(root))
-    paths = {storable(os.path.relpath(path, root)): os.path.relpath(path, root) for path in found.paths}
+    below = len(os.path.join(root, ""))
+    paths = {storable(path[below:]): path[below:] for path in found.paths}
     lost = [file for file in final if file not in paths]
     if lost:
         raise DataError(
@@ -52,45 +52,42 @@ def plan_folder(prepared: Prepared, final: Mapping[str, str | None]) -> tuple[Pa
             where=printable(str(root)),
             fix="say with --source where the images are; what was renamed since must be prepared and trained again",
         )
-    train = os.path.relpath(find_layout(root, 0.0).train, root)
-    folder_of = _class_folders(root / train)
+    train = find_layout(root, 0.0).train
+    start, folder_of = os.path.join(train, "")[below:], _class_folders(train)
     places: dict[str, str] = {}
     moving: list[tuple[str, str]] = []
     for file, path in paths.items():
         name = final.get(file, "")
-        if name is None:
-            continue
-        folder, *rest = os.path.relpath(path, train).split(os.sep)
-        if not name or _class_of(folder) == name:
+        folder, _, rest = path.removeprefix(start).partition(os.sep)
+        if name and _class_of(folder) != name:
+            moving.append((path, os.path.join(start, folder_of[name], rest)))
+        elif name is not None:
             places[path] = path
-        else:
-            moving.append((path, os.path.normpath(os.path.join(train, folder_of[name], *rest))))
     taken, renamed = set(places.values()), 0
     for path, wanted in sorted(moving):
-        place = _free(wanted, taken)
-        renamed += place != wanted
-        taken.add(place)
-        places[path] = place
-    inside = (os.path.relpath(place, train).split(os.sep) for place in places.values())
-    left = {_class_of(parts[0]) for parts in inside if len(parts) > 1}
-    return (
-        root,
-        places,
-        Placed(
-            images=len(places),
-            places={file: storable(places[path]) for file, path in paths.items() if path in places},
-            moved=len(moving),
-            renamed=renamed,
-            dropped=len(paths) - len(places),
-            unknown=len(paths) - len(final),
-            other=found.left.total,
-            empty=tuple(sorted(name for name in folder_of if name not in left)),
-        ),
+        places[path] = _free(wanted, taken)
+        taken.add(places[path])
+        renamed += places[path] != wanted
+    left = {
+        _class_of(place.removeprefix(start).partition(os.sep)[0])
+        for place in taken
+        if place.startswith(start)
+    }
+    return Plan(
+        root=root,
+        places=places,
+        files={file: storable(places[path]) for file, path in paths.items() if path in places},
+        moved=len(moving),
+        renamed=renamed,
+        dropped=len(paths) - len(places),
+        unknown=len(paths) - len(final),
+        other=found.left.total,
+        empty=tuple(sorted(folder_of.keys() - left)),
     )
 
 
-def write_folder(out: Path, root: Path, places: Mapping[str, str], link: str) -> None:
-    """Make the folder `out`, whole or not at all; `places`: path below `root` -> path below `out`.
+def write_folder(out: Path, plan: Plan, link: str) -> None:
+    """Make the folder `out`, whole or not at all.
 
     Raises `UserError` where a folder is there already, or a file cannot be linked or copied.
     """
@@ -110,12 +107,12 @@ def write_folder(out: Path, root: Path, places: Mapping[str, str], link: str) ->
             remove(work)
             try:
                 work.mkdir()
-                for source, target in places.items():
+                for source, target in plan.places.items():
                     place = work / target
                     if (folder := os.path.dirname(target)) not in made:
                         os.makedirs(work / folder, exist_ok=True)
                         made.add(folder)
-                    put(os.path.join(os.path.abspath(root), source), str(place))
+                    put(os.path.join(os.path.abspath(plan.root), source), str(place))
                 publish(work, out)
             finally:
                 remove(work)
@@ -154,10 +151,10 @@ def _class_of(folder: str) -> str:
     return printable(composed(folder))
 
 
-def _class_folders(train: Path) -> dict[str, str]:
+def _class_folders(train: str) -> dict[str, str]:
     """Class -> the first folder of its name."""
     folders: dict[str, str] = {}
-    for folder in subfolders(str(train)):
+    for folder in subfolders(train):
         folders.setdefault(_class_of(folder), folder)
     return folders
 

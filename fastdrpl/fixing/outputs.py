@@ -107,21 +107,19 @@ def _write_folder(
 ) -> dict[int, str]:
     """Make the corrected folder; sample index -> where its image is there."""
     prepared = _prepared(command, run, "folder")
-    root, places, placed = plan_folder(prepared, _final(prepared, run, decisions, origin))
-    write_folder(out, root, places, command.link)
+    plan = plan_folder(prepared, _final(prepared, run, decisions, origin))
+    write_folder(out, plan, command.link)
     lines.append(
-        f"{out}: {placed.images:,} images ({command.link}), {placed.moved:,} of them in another class, "
-        f"{placed.dropped:,} left out"
+        f"{out}: {len(plan.places):,} images ({command.link}), {plan.moved:,} of them in another class, "
+        f"{plan.dropped:,} left out"
     )
-    if placed.renamed:
-        lines.append(
-            f"{placed.renamed:,} were renamed (name~2), as their new class has an image of this name"
-        )
-    if placed.unknown:
-        lines.append(f"{placed.unknown:,} images that the run did not train on are there as they are")
-    if placed.other:
-        lines.append(f"{placed.other:,} files that are no images are not in the copy")
-    for name in placed.empty:
+    if plan.renamed:
+        lines.append(f"{plan.renamed:,} were renamed (name~2), as their new class has an image of this name")
+    if plan.unknown:
+        lines.append(f"{plan.unknown:,} images that the run did not train on are there as they are")
+    if plan.other:
+        lines.append(f"{plan.other:,} files that are no images are not in the copy")
+    for name in plan.empty:
         lines.append(f"warning: no training image of the class {name!r} is left")
     files = zip(range(len(run)), run.files.tolist(), strict=True)
-    return {index: placed.places[file] for index, file in files if file in placed.places}
+    return {index: plan.files[file] for index, file in files if file in plan.files}

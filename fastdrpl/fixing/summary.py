@@ -38,9 +38,9 @@ def print_decisions(run: Judged, decisions: Decisions, lines: list[str]) -> None
     names = run.class_names
     pairs = Counter(zip(given[changed].tolist(), label[changed].tolist(), strict=True))
     if pairs:
-        parts.append(_pairs([(names[a], names[b], n) for (a, b), n in pairs.most_common(_PAIRS)], len(pairs)))
+        parts += _pairs([(names[a], names[b], n) for (a, b), n in pairs.most_common(_PAIRS)], len(pairs))
     noise = _noise(run, decisions)
-    parts += [Text(line) for line in ([noise] if noise else []) + lines]
+    parts += [Text(line) for line in ["", *([noise] if noise else []), *lines]]
     Console(highlight=False).print(Panel(Group(*parts), title="fastdrpl · fix"))
 
 
@@ -78,7 +78,7 @@ def print_changes(found: Changes) -> None:
         parts.append(Text(_say_truth(found.truth)))
     if found.pairs:
         shown: list[PairChanges] = list(found.pairs[:_PAIRS])
-        parts.append(_pairs([(pair.before, pair.after, pair.samples) for pair in shown], len(found.pairs)))
+        parts += _pairs([(pair.before, pair.after, pair.samples) for pair in shown], len(found.pairs))
     title = f"fastdrpl · {found.before} -> {found.after}"
     Console(highlight=False).print(Panel(Group(*parts), title=Text(title)))
 
@@ -107,15 +107,13 @@ def _table(*names: str) -> Table:
     return table
 
 
-def _pairs(pairs: list[tuple[str, str, int]], total: int) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("from", overflow="fold")
-    table.add_column("to", overflow="fold")
-    table.add_column("samples", justify="right")
-    table.title, table.title_justify = f"\nChanged labels ({min(total, _PAIRS)} of {total} pairs)", "left"
+def _pairs(pairs: list[tuple[str, str, int]], total: int) -> list[Any]:
+    table = _table("from", "to", "samples")
+    table.columns[1].justify = "left"
     for old, new, count in pairs:
         table.add_row(Text(old), Text(new), f"{count:,}")
-    return table
+    more = f" (the first {len(pairs)} of {total:,} pairs)" if total > len(pairs) else ""
+    return [Text(f"\nChanged labels{more}", style="bold"), table]
 
 
 def _percent(value: float | None) -> str:
