@@ -28,6 +28,7 @@ from fastdrpl.compare.verb import CompareConfig
 from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
+from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
 
@@ -63,6 +64,7 @@ SETTINGS = (
     BenchConfig,
     ConfusionConfig,
     DetectCommand,
+    FixCommand,
     CompareConfig,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself

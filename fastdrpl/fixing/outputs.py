@@ -29,7 +29,8 @@ def write_outputs(command: FixCommand, run: Judged, decisions: Decisions) -> lis
     lines: list[str] = []
     if command.out is not None:
         files[command.out] = label_file(run, decisions, origin)
-        lines.append(f"{command.out}: train on it with `fastdrpl train RECIPE ... --labels {command.out}`")
+        again = f"fastdrpl train --config {run.folder.config} --labels {command.out} --run NEW"
+        lines.append(f"{command.out}: train on it with `{again}`")
     if command.out_table is not None:
         prepared = _prepared(command, run, "table")
         table = correct_table(prepared.source, _final(prepared, run, decisions, origin), prepared.options)
