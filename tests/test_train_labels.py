@@ -117,7 +117,7 @@ def test_a_quarantined_image_cannot_be_trained_on(tmp_path):
 
 def test_as_a_file_of_noise_it_is_read_unless_it_leaves_images_out(data, labels, tmp_path):
     noise = Config(recipe="folder", noise=NoiseConfig(file=labels))
-    with pytest.raises(UserError, match="leaves 1 images out.*") as error:
+    with pytest.raises(UserError, match="leaves 1 images out") as error:
         training_view(noise, open_dataset(data))
     assert f"--labels {labels}" in str(error.value)
     run = judge(tmp_path / "whole", data, {0: (1, 0.99, 0.99)})
@@ -178,7 +178,7 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*train, "--run", str(first)]) == 0
     found = sorted((row for row in table_of(first) if not row["labelled"]), key=lambda row: row["rank"])
-    assert len(found) >= 6
+    assert len(found) >= 10
     fixes = tmp_path / "fixes.csv"
     with open(fixes, "w", newline="") as file:  # as a person decides who sees the photos
         file.write(f"# fastdrpl fixes for run {hash_of(first)}\n")
@@ -191,7 +191,7 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     assert main([*train, "--labels", str(tmp_path / "labels.csv"), "--run", str(second)]) == 0
     assert suspects_of(second) < len(found)
     wrong = [sum(row["given_name"] != right[row["file"]] for row in table_of(run)) for run in (first, second)]
-    assert wrong[0] == 12 and wrong[1] == 12 - sum(row["given_name"] != right[row["file"]] for row in found)
+    assert wrong[0] == 21 and wrong[1] == 21 - sum(row["given_name"] != right[row["file"]] for row in found)
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"{wrong[0] - wrong[1]} labels changed, 0 samples dropped" in said
     manifest = json.loads((second / "manifest.json").read_text())
@@ -200,11 +200,8 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     shutil.rmtree(first)
     assert main([*train, "--labels", str(tmp_path / "labels.csv"), "--run", str(second)]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert f"no comparison with the run before: the labels come from the run {hash_of_text(manifest)}" in said
-
-
-def hash_of_text(manifest) -> str:
-    return manifest["labels_from"]["hash"]
+    hash = manifest["labels_from"]["hash"]
+    assert f"no comparison with the run before: the labels come from the run {hash}" in said
 
 
 def test_digits_are_fixed_by_a_number_and_fewer_of_their_labels_are_wrong(tmp_path, capsys):
@@ -236,7 +233,7 @@ def test_digits_are_fixed_by_a_number_and_fewer_of_their_labels_are_wrong(tmp_pa
 
 
 def test_a_table_is_fixed_and_trained_on(tmp_path):
-    right = fix_cases.paint_folder(tmp_path / "photos", NAMES, each=16)
+    right = fix_cases.paint_folder(tmp_path / "photos", NAMES, each=16, wrong=4)
     with open(tmp_path / "photos" / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *((name, name.partition("/")[0]) for name in right)])
     data = fix_cases.prepare("table", tmp_path / "photos" / "table.csv", tmp_path / "data")
@@ -249,8 +246,7 @@ def test_a_table_is_fixed_and_trained_on(tmp_path):
     assert main(words) == 0
     with open(table, newline="") as file:
         assert {row["path"]: row["label"] for row in csv.DictReader(file)} == right
-    train = ["train", "folder", "--data", str(data), *TRAIN, "--labels", str(out)]
-    assert main([*train, "--run", str(tmp_path / "second")]) == 0
+    train = ["train", "folder", "--data", str(data), *TRAIN, "--labels", str(out), "--epochs_scale", "0.1"]
+    assert main([*train, "--detect.collapse", "relax", "--run", str(tmp_path / "second")]) == 0
     rows = table_of(tmp_path / "second")
-    assert {row["file"]: row["given_name"] for row in rows} == right
-    assert suspects_of(tmp_path / "second") < len(suspects) == 12
+    assert len(suspects) == 12 and {row["file"]: row["given_name"] for row in rows} == right
