@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastdrpl.config import Config
+    from fastdrpl.folder import RunFolder
 
 HELP = """\
 fastdrpl: train an image classifier from partly wrong labels, and learn which labels are wrong.
@@ -117,7 +118,19 @@ def _train(words: list[str]) -> int:
         from fastdrpl.report.summary import print_summary
 
         print_summary(read_facts(run_folder(config).path))
+        if config.judge == "all":
+            _judge_held_out(run_folder(config))
     return 0
+
+
+def _judge_held_out(folder: "RunFolder") -> None:
+    from fastdrpl.held_out import judge_held_out
+
+    found = judge_held_out(folder)
+    if found is None:
+        print("There are no held-out images whose labels may be wrong: --judge all changes nothing.")
+    else:
+        print(f"{found[0]:,} of {found[1]:,} held-out labels look wrong: {folder.held_out[1]}")
 
 
 def parse_training(words: list[str]) -> "Config":
