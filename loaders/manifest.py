@@ -12,9 +12,9 @@ import numpy as np
 from fastdrpl.loaders.beton_tables import hash_file, read_tables
 from fastdrpl.loaders.dataset import MANIFEST, SCHEMA, Dataset, content_fingerprint, ids_path, read_manifest
 from fastdrpl.loaders.errors import DataError
-from fastdrpl.loaders.identical import FIELD, describe_identical
 from fastdrpl.loaders.prepare_config import PrepareConfig, relevant_options
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.problems import FIELD, PROBLEMS, describe_problems
 from fastdrpl.loaders.shard_writer import WrittenShard
 from fastdrpl.loaders.sources.source import OpenedSource, Part
 from fastdrpl.loaders.unfinished import Progressed
@@ -34,11 +34,11 @@ def write_manifest(
     finished: dict[str, Progressed],
     work: Path,
     shards: Mapping[str, Sequence[WrittenShard]],
-    identical: dict[str, Any] | None = None,
+    found: Mapping[str, Any],
 ) -> None:
     """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images.
 
-    `shards`: split -> its tar shards; empty for a set without them. `identical`: of `find_identical`, if done.
+    `shards`: split -> its tar shards; empty for a set without them. `found`: more entries: the problems.
     """
     splits: dict[str, Any] = {}
     files: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def write_manifest(
             size, digest = state.finished
             tables = read_tables(work / f"{name}.beton").sha256
             files[f"{name}.beton"] = {"bytes": size, "sha256": digest, "tables_sha256": tables}
-    for path in (work / QUARANTINE, *(ids_path(work, name) for name in finished)):
+    for path in (work / QUARANTINE, work / PROBLEMS, *(ids_path(work, name) for name in finished)):
         if path.exists():
             files[path.name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     manifest: dict[str, Any] = {
@@ -94,8 +94,7 @@ def write_manifest(
         "splits": splits,
         "files": files,
     }
-    if identical is not None:
-        manifest[FIELD] = identical
+    manifest |= found
     manifest["fingerprint"] = content_fingerprint(manifest)
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
 
@@ -146,7 +145,7 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
         f"quarantined: {count:,} x {reason}, first {printable(first[reason])}"
         for reason, count in reasons.most_common()
     ]
-    lines += describe_identical(read_manifest(dataset.path).get(FIELD))
+    lines += describe_problems(read_manifest(dataset.path).get(FIELD))
     size = sum(path.stat().st_size for path in dataset.path.iterdir())
     took = "" if seconds is None else f" in {seconds:.1f} s"
     return [*lines, f"{size / 1e6:,.1f} MB in {dataset.path}{took}"]
