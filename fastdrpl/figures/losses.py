@@ -76,7 +76,9 @@ def _draw_panel(place: Any, panel: LossPanel, *, first: bool, named: bool) -> No
         place.stairs(share, panel.edges, fill=True, color=COLOURS[name], alpha=0.35)
         place.stairs(share, panel.edges, color=COLOURS[name], lw=1.1)
     when = panel.moment + ("" if panel.epoch is None else f" (epoch {panel.epoch})")
-    place.set_title(f"{title_of(panel.run, panel.noise)}\n{when}" if named else when, loc="left", fontsize=8.5)
+    place.set_title(
+        f"{title_of(panel.run, panel.noise)}\n{when}" if named else when, loc="left", fontsize=8.5
+    )
     place.set(xlabel="loss to the given label", xlim=(panel.edges[0], panel.edges[-1]), ylim=(0, None))
     if first:
         place.set_ylabel("% of the samples of a kind")
