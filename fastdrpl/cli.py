@@ -20,6 +20,8 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl status RUN                            how a run gets on, from its files
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
+  fastdrpl figure KIND RUN... --out DIR          the paper's figures of finished runs: losses, cam, doubtful
+  fastdrpl probe RUN... --data DIR               what the features of a run are worth for classes it never saw
   fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
   fastdrpl bench loaders --data DIR              how fast each loader feeds your data here, and which to take
   fastdrpl doctor [PATH]                         what this machine has, what is missing and what installs it
@@ -245,6 +247,33 @@ def _detect(words: list[str]) -> int:
     return detect_runs(_parse(tyro.cli, DetectCommand, "fastdrpl detect", words))
 
 
+def _figure(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.errors import UserError
+    from fastdrpl.figures.command import FIGURES
+    from fastdrpl.names import nearest
+
+    kind, rest = _split_name(words, f"figure {'|'.join(FIGURES)} RUN...")
+    if kind not in FIGURES:
+        if not kind:
+            print(f"usage: fastdrpl figure {'|'.join(FIGURES)} RUN... --out DIR   (each has --help)")
+            return 0
+        raise UserError(
+            f"there is no figure {kind!r}{nearest(kind, FIGURES)}", fix=f"one of {', '.join(FIGURES)}"
+        )
+    settings, draw = FIGURES[kind]
+    return draw(_parse(tyro.cli, settings, f"fastdrpl figure {kind}", rest))
+
+
+def _probe(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.figures.probe import ProbeCommand, probe
+
+    return probe(_parse(tyro.cli, ProbeCommand, "fastdrpl probe", words))
+
+
 def _bench(words: list[str]) -> int:
     import tyro
 
@@ -282,6 +311,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "status": _status,
     "predict": _predict,
     "detect": _detect,
+    "figure": _figure,
+    "probe": _probe,
     "confusion": _confusion,
     "bench": _bench,
     "doctor": _doctor,

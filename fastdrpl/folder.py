@@ -174,7 +174,7 @@ def claim(folder: RunFolder, config: Config) -> None:
 
 def _differing(folder: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
     """The fields that decide the result and are not as they were: name -> (there, now)."""
-    before, now = identity_of(_stored(folder)), identity_of(config)
+    before, now = identity_of(stored_config(folder)), identity_of(config)
     return {
         name: (before.get(name), now.get(name))
         for name in sorted({*before, *now})
@@ -187,7 +187,7 @@ def is_bound(folder: RunFolder) -> bool:
     return folder.result.exists() or bool(list_checkpoints(folder.checkpoints))
 
 
-def _stored(folder: RunFolder) -> Config:
+def stored_config(folder: RunFolder) -> Config:
     """The configuration in a run folder, also of runs from before a setting had its present name."""
     from fastdrpl.recipes import recipe_named
 

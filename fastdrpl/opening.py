@@ -37,12 +37,16 @@ class OpenRun:
         return load_labels(self.folder.noise)
 
     @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """Of the prepared data that the run had, wherever they lie now."""
+        return str(read_json(self.folder.manifest)["identity"]["data"])
+
+    @functools.cached_property
     def data(self) -> Dataset:
         """The prepared data set. Raises `DataError` where it is not there, or is not the one that the run had."""
-        manifest = read_json(self.folder.manifest)
-        place = self.moved if self.moved is not None else Path(manifest["data"])
+        place = self.moved if self.moved is not None else Path(read_json(self.folder.manifest)["data"])
         data = open_dataset(place)
-        if data.fingerprint != manifest["identity"]["data"]:
+        if data.fingerprint != self.data_fingerprint:
             raise DataError(
                 "these are not the images that the run was trained on",
                 where=str(place),
