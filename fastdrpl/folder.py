@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "labels.csv"
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
     def noise(self) -> Path:
         """The labels that the run is told, with the truth where it is known."""
         return self.path / "noise.npz"

@@ -73,5 +73,7 @@ def _listed(key: str, entry: dict[str, Any]) -> Iterator[ProblemFacts]:
             yield ProblemFacts(title, value, ())
         elif isinstance(value, dict):
             pairs = value.get("pairs", [])[:LISTED]
-            images = tuple(tuple(ImageFacts(i["split"], i["row"], str(i["id"])) for i in pair) for pair in pairs)
+            images = tuple(
+                tuple(ImageFacts(i["split"], i["row"], str(i["id"])) for i in pair) for pair in pairs
+            )
             yield ProblemFacts(title, int(value.get("groups", len(images))), images)

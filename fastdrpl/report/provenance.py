@@ -1,9 +1,8 @@
 """What a run was made of and with, and the command that makes it again."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastdrpl.config_file import read_table
@@ -28,6 +27,7 @@ class ProvenanceFacts:
     versions: Mapping[str, str]
     changed: tuple[Mapping[str, Any], ...]  # settings that were changed on the way, after a collapse
     again: str  # the command
+    settings: Mapping[str, str]  # configuration, versions and hashes in one, by dotted names
 
 
 def read_provenance(folder: RunFolder) -> ProvenanceFacts:
@@ -37,6 +37,7 @@ def read_provenance(folder: RunFolder) -> ProvenanceFacts:
     if not isinstance(manifest, dict):
         raise DataError("manifest.json is damaged", where=str(folder.manifest))
     config, again = str(folder.config), f"{folder.path}-again"
+    identity, versions = manifest.get("identity", {}), manifest.get("versions", {})
     return ProvenanceFacts(
         recipe=str(table.get("recipe")),
         method=str(table.get("method")),
@@ -45,14 +46,19 @@ def read_provenance(folder: RunFolder) -> ProvenanceFacts:
         data=str(manifest.get("data", "")),
         class_names=tuple(manifest.get("classes", ())),
         samples=int(manifest.get("samples", 0)),
-        identity=manifest.get("identity", {}),
+        identity=identity,
         machine=manifest.get("machine", {}),
-        versions=manifest.get("versions", {}),
+        versions=versions,
         changed=tuple(manifest.get("changed", ())),
         again=f"fastdrpl train --config {shlex.quote(config)} --run {shlex.quote(again)}",
+        settings=dict(_flat({**table, "versions": versions, "sha256": identity})),
     )
 
 
-def name_of_run(path: Path) -> str:
-    """What a run is called where several are shown."""
-    return path.resolve().name
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested table by dotted names; where the run lies is none of its settings."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" != "run":
+            yield f"{prefix}{key}", str(value)

@@ -60,7 +60,9 @@ def read_run_page(path: Path, *, data: Path | None = None) -> RunPage:
     """
     folder = RunFolder(path)
     if not folder.config.exists():
-        raise UserError("not a run folder: it has no config.toml", where=str(path), fix="give the folder of a run")
+        raise UserError(
+            "not a run folder: it has no config.toml", where=str(path), fix="give the folder of a run"
+        )
     provenance, history = read_provenance(folder), read_history(folder)
     judged = _judge(folder, provenance) if folder.result.exists() else None
     stages = judged.facts.stages if judged else _stages_so_far(folder, history)

@@ -25,7 +25,9 @@ class QualityFacts:
 
     precision: float | None  # share of the suspects whose label is wrong
     recall: float | None  # share of the wrong labels that are suspects
-    suggestion: float | None  # share of the suspects with a wrong label whose suggested class is the right one
+    suggestion: (
+        float | None
+    )  # share of the suspects with a wrong label whose suggested class is the right one
     first: tuple[tuple[int, float], ...]  # k, share of wrong labels among the k most doubtful suspects
 
 

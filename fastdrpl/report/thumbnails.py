@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastdrpl.loaders.dataset import Dataset, Split
+from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.decode import decode_row, map_file
 
 PREFIX = "data:image/webp;base64,"
 LOSSLESS = 16  # pixels: sides of images whose every pixel counts
+SMALL = 64  # pixels: sides of images that a page enlarges pixel by pixel
 _TRIED = 48  # images that tell how large all will be
 
 
@@ -57,6 +58,6 @@ def thumbnails(split: Split, rows: npt.NDArray[np.int64], size: Size) -> Iterato
         yield thumbnail(decode_row(split, file, row), size)
 
 
-def picture_of(data: Dataset, split: str, row: int) -> str:
-    """The thumbnail of one image. Raises `DataError`, `UserError` where there is none."""
-    return next(thumbnails(data.split(split), np.array([row]), SIZES[1]))
+def picture_of(split: Split, row: int) -> str:
+    """The thumbnail of one image. Raises `DataError` where it does not decode."""
+    return next(thumbnails(split, np.array([row]), SIZES[1]))

@@ -34,4 +34,6 @@ def trial_note(facts: RunFacts) -> str | None:
     """What is to be said of a run whose schedules were not as long as the method's."""
     if facts.epochs_scale == 1:
         return None
-    return f"Every schedule was {facts.epochs_scale:g} times as long as the method's (--epochs_scale): a trial."
+    return (
+        f"Every schedule was {facts.epochs_scale:g} times as long as the method's (--epochs_scale): a trial."
+    )

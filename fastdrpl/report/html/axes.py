@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastdrpl.report.html.markup import Markup, element, join
 
 WIDTH, HEIGHT = 440, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 18, 34
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,20 @@ def round_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 def square_ticks(high: float) -> list[float]:
     """Round numbers from 0 up, for an axis of square roots."""
-    ticks = [factor * 10.0**power for power in range(0, 9) for factor in (1, 5)]
+    ticks = [factor * 10.0**power for power in range(9) for factor in (1, 5)]
     wanted = [tick for tick in ticks if high / 60 <= tick <= high]
     return [0.0, *wanted[-5:]]
 
 
 def power_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within the ends."""
-    return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    """Powers of ten within the ends; also twice and five times such powers where there are few."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
 
 
 def short(value: float) -> str:
@@ -88,7 +94,8 @@ def frame(
         for tick in ticks[1]
     ]
     marks = [
-        element("text", short(tick), x=x.place(tick), y=bottom + 14, class_="tick middle") for tick in ticks[0]
+        element("text", short(tick), x=x.place(tick), y=bottom + 14, class_="tick middle")
+        for tick in ticks[0]
     ]
     axis = element("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, class_="axis")
     named = join(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastdrpl.report.html.axes import (
-    HEIGHT,
     BOTTOM,
+    HEIGHT,
     TOP,
     Axis,
     across,
@@ -117,7 +117,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> Markup:
 
 # --- losses ---
 
-HEAPS = {"right": "right label", "wrong": "wrong label", "unknown": "all samples"}
+HEAPS = {"right": "right label", "wrong": "wrong label", "unknown": "sample"}
 
 
 def draw_losses(facts: LossFacts) -> Markup:

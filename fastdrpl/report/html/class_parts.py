@@ -8,7 +8,7 @@ from fastdrpl.report.suspects import PairFacts, suspects_per_class
 
 FIRST_CLASSES, MOST_CLASSES = 12, 200
 CELLS = 30  # classes up to which every pair has a cell
-PAIRS = 15
+PAIRS = 10
 LEVELS = 8
 
 
@@ -25,7 +25,7 @@ def classes_table(judged: Judged, names: tuple[str, ...]) -> Markup:
     rows = [
         element(
             "tr",
-            element("th", _chosen(names[k], given=names[k]), scope="row"),
+            element("th", _chosen(names[k], k), scope="row"),
             element("td", f"{judged.given[k]:,}", class_="n"),
             element("td", f"{suspects[k]:,}", class_="n"),
             element("td", _bar(share[k] / top, f"{share[k]:.1%}"), class_="bar"),
@@ -43,7 +43,9 @@ def classes_table(judged: Judged, names: tuple[str, ...]) -> Markup:
     )
     more = rows[FIRST_CLASSES:]
     rest = (
-        element("details", element("summary", _rest(len(more), len(names))), _table(head, more)) if more else None
+        element("details", element("summary", _rest(len(more), len(names))), _table(head, more))
+        if more
+        else None
     )
     return join(_table(head, rows[:FIRST_CLASSES]), rest)
 
@@ -68,14 +70,15 @@ def _bar(share: float, label: str) -> Markup:
 def _like(pair: PairFacts | None, names: tuple[str, ...]) -> Markup | str:
     if pair is None:
         return "-"
-    given, suggested = names[pair.given], names[pair.suggested]
-    return join(_chosen(suggested, given=given, suggested=suggested), f" ({pair.suspects:,})")
+    return join(_chosen(names[pair.suggested], pair.given, pair.suggested), f" ({pair.suspects:,})")
 
 
-def _chosen(label: str, **filters: str) -> Markup:
-    """A name that shows the suspects of a class or a pair when it is clicked."""
-    data = {f"data_{key}": value for key, value in filters.items()}
-    return element("button", name_of(label), type="button", class_="choose", **data)
+def _chosen(label: str, given: int, suggested: int | None = None) -> Markup:
+    """A button that shows the suspects of a class, or of a pair."""
+    written = label if isinstance(label, Markup) else name_of(label)
+    return element(
+        "button", written, type="button", class_="choose", data_given=given, data_suggested=suggested
+    )
 
 
 def mixed_up(judged: Judged, names: tuple[str, ...]) -> Markup:
@@ -88,7 +91,9 @@ def mixed_up(judged: Judged, names: tuple[str, ...]) -> Markup:
     note = (
         None
         if heat
-        else element("p", f"{len(present):,} classes are too many for a map: these are the most frequent pairs.")
+        else element(
+            "p", f"{len(present):,} classes are too many for a map: these are the most frequent pairs."
+        )
     )
     pairs = _pairs(apart[: PAIRS if heat else 2 * PAIRS], apart[0].suspects, names)
     return join(note, element("div", heat, pairs, class_="beside"))
@@ -98,7 +103,7 @@ def _pairs(pairs: list[PairFacts], top: int, names: tuple[str, ...]) -> Markup:
     rows = [
         element(
             "tr",
-            element("td", _pair(names[pair.given], names[pair.suggested])),
+            element("td", _pair(pair, names)),
             element("td", _bar(pair.suspects / top, f"{pair.suspects:,}"), class_="bar"),
         )
         for pair in pairs
@@ -107,11 +112,9 @@ def _pairs(pairs: list[PairFacts], top: int, names: tuple[str, ...]) -> Markup:
     return element("table", caption, element("tbody", *rows), class_="pairs")
 
 
-def _pair(given: str, suggested: str) -> Markup:
-    label = join(name_of(given), " → ", name_of(suggested))
-    return element(
-        "button", label, type="button", class_="choose", data_given=given, data_suggested=suggested
-    )
+def _pair(pair: PairFacts, names: tuple[str, ...]) -> Markup:
+    label = join(name_of(names[pair.given]), " → ", name_of(names[pair.suggested]))
+    return _chosen(label, pair.given, pair.suggested)
 
 
 def _heat_map(pairs: tuple[PairFacts, ...], present: list[int], names: tuple[str, ...]) -> Markup:
@@ -137,7 +140,9 @@ def _heat_map(pairs: tuple[PairFacts, ...], present: list[int], names: tuple[str
 
 def _cell(count: int, top: int, given: int, suggested: int, names: tuple[str, ...]) -> Markup:
     if given == suggested:
-        return element("td", f"{count:,}" if count else "", class_="same", title="looks like what it was given")
+        return element(
+            "td", f"{count:,}" if count else "", class_="same", title="looks like what it was given"
+        )
     if not count:
         return element("td")
     level = max(1, min(LEVELS, -(-LEVELS * count // top)))
@@ -145,7 +150,7 @@ def _cell(count: int, top: int, given: int, suggested: int, names: tuple[str, ..
         "td",
         f"{count:,}",
         class_=f"q{level}",
-        data_given=names[given],
-        data_suggested=names[suggested],
+        data_given=given,
+        data_suggested=suggested,
         title=f"given {names[given]}, looks like {names[suggested]}: {count:,}",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastdrpl.loaders.printable import printable
 
-_VOID = frozenset({"img", "input", "meta", "rect", "path", "line", "polyline", "circle", "col", "br"})
+_VOID = frozenset({"img", "input", "meta"})  # of HTML; within SVG every element has an end
 
 
 class Markup(str):
@@ -25,8 +25,8 @@ def join(*parts: object) -> Markup:
     return Markup("".join(escape(part) for part in parts if part is not None))
 
 
-def element(name: str, *children: object, **attributes: object) -> Markup:
-    """`<name ...>children</name>`: `class_` is class, `data_x` is data-x, True a bare attribute, None and False none."""
+def element(name: str, /, *children: object, **attributes: object) -> Markup:
+    """`<name ...>children</name>`: `class_` is class, `data_x` data-x, True a bare attribute, None and False none."""
     written = []
     for key, value in attributes.items():
         attribute = key.rstrip("_").replace("_", "-")

@@ -20,7 +20,9 @@ def after_headline(page: RunPage) -> list[str]:
         if not page.history:
             return ["Nothing has been trained yet."]
         last = page.history[-1]
-        return [f"It has come to epoch {last.epoch} of the stage {last.stage}; below is what it has left so far."]
+        return [
+            f"It has come to epoch {last.epoch} of the stage {last.stage}; below is what it has left so far."
+        ]
     facts = page.judged.facts
     said = [_accuracy(facts.last, facts.best), _quality(page.judged), trial_note(facts)]
     return [sentence for sentence in said if sentence]
@@ -60,7 +62,11 @@ def figures_of(page: RunPage) -> list[tuple[str, str, str]]:
     if quality is not None:
         found += [
             ("suspects that are wrong", percent(quality.precision, 1), _first(quality.first)),
-            ("wrong labels found", percent(quality.recall, 1), f"{percent(facts.noise_rate, 1)} of all are wrong"),
+            (
+                "wrong labels found",
+                percent(quality.recall, 1),
+                f"{percent(facts.noise_rate, 1)} of all are wrong",
+            ),
             ("right suggestions", percent(quality.suggestion, 1), "of the suspects with a wrong label"),
         ]
     return found
@@ -86,7 +92,9 @@ def top(page: RunPage) -> Markup:
     seed = f"seed {made.seed}"
     return element(
         "header",
-        element("p", join("fastdrpl report · ", name_of(page.path.name), f" · {made.recipe} · {method} · {seed}")),
+        element(
+            "p", join("fastdrpl report · ", name_of(page.path.name), f" · {made.recipe} · {method} · {seed}")
+        ),
         element("h1", headline(page)),
         element("p", " ".join(after_headline(page)), class_="lead"),
         class_="top",
