@@ -18,6 +18,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl report RUN... [--out FILE]            the page about a run: suspects to decide on, charts; runs side by side
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl figure KIND RUN... --out DIR          the paper's figures of finished runs: losses, cam, doubtful
@@ -230,6 +231,15 @@ def _status(words: list[str]) -> int:
     return 0
 
 
+def _report(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.report.command import ReportCommand, report_runs
+
+    report_runs(_parse(tyro.cli, ReportCommand, "fastdrpl report", words))
+    return 0
+
+
 def _predict(words: list[str]) -> int:
     import tyro
 
@@ -309,6 +319,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "recipes": _recipes,
     "status": _status,
+    "report": _report,
     "predict": _predict,
     "detect": _detect,
     "figure": _figure,

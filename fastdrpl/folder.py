@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "held_out.parquet", self.path / "held_out.csv"
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
     def noise(self) -> Path:
         """The labels that the run is told, with the truth where it is known."""
         return self.path / "noise.npz"
