@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from fastdrpl.loaders.errors import UserError
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.problems import ProblemKind
 from fastdrpl.loaders.sources.imagenet_photos import find_photos
 
 Kind = Literal[
@@ -86,6 +87,9 @@ class PrepareConfig:
     """imagenet32, imagenet64: accept fewer images than the published set; said so in the notes."""
     workers: int = 0
     """Processes that decode images; 0 means one per core."""
+    refuse: tuple[ProblemKind, ...] = ()
+    """End with exit code 3, and publish nothing, where there are such images: duplicates (the same to the last bit),
+    near (look the same), blank, tiny. All are listed in problems.csv in any case."""
     seed: int = 1
     """Which images go to the test set where the source has none."""
 
