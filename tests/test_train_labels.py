@@ -207,28 +207,29 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
 def test_digits_are_fixed_by_a_number_and_fewer_of_their_labels_are_wrong(tmp_path, capsys):
     few = [
         "--limit",
-        "200",
+        "240",
         "--limit_test",
         "50",
-        "--method",
-        "ce",
-        "--model.width",
-        "8",
+        "--batch_size",
+        "16",
+        "--optimiser.lr",
+        "0.03",
         "--test_every",
         "0",
     ]
-    few += ["--ce.schedule.epochs", "12", "--ce.schedule.milestones", "9", "--engine.threads", "1"]
+    few += ["--model.width", "8", "--engine.threads", "1", "--noise.ratio", "0.3"]
+    few += ["--method", "ce", "--ce.schedule.epochs", "12", "--ce.schedule.milestones", "9"]
     first, second, labels = tmp_path / "first", tmp_path / "second", tmp_path / "labels.csv"
-    assert main(["train", "digits", *few, "--noise.ratio", "0.2", "--run", str(first)]) == 0
-    assert main(["fix", str(first), "--accept", "0.5", "--drop", "0.9", "--out", str(labels)]) == 0
+    assert main(["train", "digits", *few, "--run", str(first)]) == 0
+    assert main(["fix", str(first), "--accept", "0.5", "--drop", "0.95", "--out", str(labels)]) == 0
     # with the configuration of the run before, noise included
     words = ["train", "--config", str(first / "config.toml"), "--labels", str(labels), "--run", str(second)]
     assert main(words) == 0
     before, after = table_of(first), table_of(second)
     wrong = [sum(row["given"] != row["truth"] for row in rows) for rows in (before, after)]
-    assert wrong[0] == 40 and wrong[1] < 25
+    assert wrong[0] == 72 and wrong[1] < 60
     assert suspects_of(second) < suspects_of(first)
-    assert len(after) < 200 and {row["row"] for row in after} < {row["row"] for row in before}
+    assert len(after) < 240 and {row["row"] for row in after} < {row["row"] for row in before}
     assert "wrong labels" in capsys.readouterr().out
 
 
