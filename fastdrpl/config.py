@@ -141,6 +141,9 @@ class Config:
     """Take the losses of all samples after a stage's last epoch only, or after each (for figures)."""
     test_every: int = setting(1, "C", COUNT)
     """Test after every this many epochs, and after the last of a stage; 0 = after the last only."""
+    track_with: str = ""
+    """Trackers that are told every epoch, with commas: tensorboard, wandb, mlflow, ... (docs/runs.md). Files lie in
+    the run folder."""
     noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
