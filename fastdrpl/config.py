@@ -139,6 +139,9 @@ class Config:
         "final", "own: losses are used after the last epoch only; C takes them after each"
     )
     """Take the losses of all samples after a stage's last epoch only, or after each (for figures)."""
+    judge: Literal["training", "all"] = "training"
+    """all = say of held-out images too which labels look wrong, by the final network (held_out.csv in the run folder);
+    for data whose test labels are as unchecked as the others."""
     test_every: int = setting(1, "C", COUNT)
     """Test after every this many epochs, and after the last of a stage; 0 = after the last only."""
     track_with: str = ""

@@ -133,7 +133,7 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
         )
         lines.append(
             f"The {len(dataset.split('test')):,} test images are held out: a run does not judge their labels "
-            f"(to have them judged, {judged})."
+            f"(to have them judged too, train with --judge all; to train on them, {judged})."
         )
     with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -30,6 +30,7 @@ from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
+from fastdrpl.report.command import ReportCommand
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -64,6 +65,7 @@ SETTINGS = (
     ConfusionConfig,
     DetectCommand,
     CompareConfig,
+    ReportCommand,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 
