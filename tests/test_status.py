@@ -16,6 +16,7 @@ from prepare_cases import ROOT
 
 from fastdrpl.cli import main
 from fastdrpl.errors import DataError, UserError
+from fastdrpl.journal import read_journal
 from fastdrpl.lock import RunLock
 from fastdrpl.status import status_of
 
@@ -34,7 +35,12 @@ def stopped(tmp_path_factory):
     """A run that was asked about while it ran, and then stopped by a signal: -> folder, answers while running."""
     run = tmp_path_factory.mktemp("status") / "stopped"
     process = toy.start(run, *LONG)
-    toy.wait_until(lambda: (run / "progress.json").exists() or not process.is_alive())
+    toy.wait_until(
+        lambda: (
+            ((run / "progress.json").exists() and read_journal(run / "metrics.jsonl"))
+            or not process.is_alive()
+        )
+    )
     assert process.is_alive(), toy.log_of(run)
     answers = []
     for _ in range(3):
