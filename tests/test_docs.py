@@ -31,6 +31,7 @@ from fastdrpl.detect.command import DetectCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
 from fastdrpl.report.command import ReportCommand
+from fastdrpl.watch import StatusConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -66,6 +67,7 @@ SETTINGS = (
     DetectCommand,
     CompareConfig,
     ReportCommand,
+    StatusConfig,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 
