@@ -18,7 +18,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl train RECIPE [--data DIR] [flags]     train, detect, report; the same command continues a stopped run
   fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
-  fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl status RUN... [--watch]               how runs get on, from their files
   fastdrpl report RUN... [--out FILE]            the page about a run: suspects to decide on, charts; runs side by side
   fastdrpl fix RUN [--fixes FILE] [--out FILE]   corrected labels from what you decided about the suspects
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
@@ -235,11 +235,11 @@ def _recipes(words: list[str]) -> int:
 
 
 def _status(words: list[str]) -> int:
-    from fastdrpl.status import print_status
+    import tyro
 
-    _refuse_flags(words, "status RUN", least=1, most=1)
-    print_status(Path(words[0]))
-    return 0
+    from fastdrpl.watch import StatusConfig, show_status
+
+    return show_status(_parse(tyro.cli, StatusConfig, "fastdrpl status", words))
 
 
 def _report(words: list[str]) -> int:
