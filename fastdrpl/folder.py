@@ -61,6 +61,10 @@ class RunFolder:
         return self.path / "labels.parquet"
 
     @property
+    def labels_csv(self) -> Path:
+        return self.path / "labels.csv"
+
+    @property
     def noise(self) -> Path:
         """The labels that the run is told, with the truth where it is known."""
         return self.path / "noise.npz"

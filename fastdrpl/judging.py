@@ -34,7 +34,7 @@ def judge(state: RunState, stage: Stage, labels: Labels, epoch: int, *, keep: bo
         )
     statistics = [store[name] for name in stage.detector.reads]
     for values in statistics:
-        _refuse_nan(values)
+        refuse_nan(values)
     found = stage.detector(statistics, labels.given, classes)
     try:
         judged = guard(found, labels.given, classes, state.config.detect)
@@ -86,10 +86,14 @@ def _keep_files(state: RunState, stage: Stage, found: Detection, labels: Labels)
         keep_evidence(place, stage.name, stage.detector, found, figures, losses, labels)
 
 
-def _refuse_nan(values: torch.Tensor) -> None:
-    """Raise `NonFiniteError` for statistics that detection cannot use; infinite ones count as the largest."""
-    bad = torch.isnan(values).reshape(len(values), -1).any(1)
-    if bool(bad.any()) or not bool(torch.isfinite(values).any()):
+def refuse_nan(values: torch.Tensor) -> None:
+    """Raise `NonFiniteError` for statistics (N,) or (N, k) that nothing can be decided by.
+
+    Infinite ones count as the largest, as long as others are finite.
+    """
+    rows = values.reshape(len(values), -1)
+    bad = (torch.isnan(rows) if bool(torch.isfinite(rows).any()) else ~torch.isfinite(rows)).any(1)
+    if bool(bad.any()):
         samples = bad.nonzero()[:10, 0].tolist()
         raise NonFiniteError(
             f"the losses of {int(bad.sum())} samples are no numbers, so no label can be judged",

@@ -11,7 +11,7 @@ from fastdrpl.errors import CollapseError, PreemptedError
 from fastdrpl.evidence import write_losses
 from fastdrpl.eyes import Eyes, accuracy, take
 from fastdrpl.folder import COLLAPSED
-from fastdrpl.judging import judge
+from fastdrpl.judging import judge, refuse_nan
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.order import Purpose
 from fastdrpl.pace import CONTINUE, STOP, Pace
@@ -189,7 +189,9 @@ class Loop:
     def _look(self, look: Look, epoch: int) -> None:
         state = self.state
         pass_ = state.pass_(epoch, look.purpose)
-        state.store.put(look.into, take(state.learners, self.train, look, state.given, pass_))
+        seen = take(state.learners, self.train, look, state.given, pass_)
+        refuse_nan(seen)
+        state.store.put(look.into, seen)
 
     def _judge(self, stage: Stage, epoch: int) -> dict[str, Any]:
         last = epoch == stage.schedule.epochs

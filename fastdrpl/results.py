@@ -22,7 +22,7 @@ RESULT_VERSION = 1
 
 
 def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes) -> dict[str, Any]:
-    """Write export/, labels.parquet and result.json (last: its presence says that the run is finished)."""
+    """Write export/, labels.parquet, labels.csv and result.json (last: its presence says that the run is finished)."""
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
     labels, store = train.labels, state.store
     labelled = store["labelled"].cpu().numpy()
@@ -37,11 +37,13 @@ def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes:
             labels,
             data.ids("train"),
             predicted.argmax(1).cpu().numpy(),
+            predicted.amax(1).cpu().numpy(),
             store["posterior"].double().cpu().numpy(),
             labelled,
             losses,
         )
         write_table(state.folder.labels, table)
+        write_table(state.folder.labels_csv, table)
         write_export(state.folder.export, state, data, train, eyes.transform)
         write_json(state.folder.result, result)
         state.folder.progress.unlink(missing_ok=True)

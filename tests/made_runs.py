@@ -75,13 +75,14 @@ def make_run(
     if not finished:
         return path
     kept = stages[decides or list(stages)[-1]]
-    table = build_table(
-        labels, None, labels.given, 1 / (1 + np.exp(-kept.doubt)), kept.labelled, {"last": kept.losses}
-    )
+    p_noisy = 1 / (1 + np.exp(-kept.doubt))
+    sure = np.full(len(labels), 0.5, np.float32)
+    table = build_table(labels, None, labels.given, sure, p_noisy, kept.labelled, {"last": kept.losses})
     write_table(path / "labels.parquet", table)
     noisy, known = labels.is_noisy
     about = [{"name": name, "epochs": stage.epochs, "detection": {}} for name, stage in stages.items()]
     result = {"schema": 1, "recipe": "digits", "method": method, "stages": about}
+    result["identity"] = {"data": "made by hand", "labels": method}
     result["noise_rate"] = float(noisy[known].mean()) if known.any() else None
     (path / "result.json").write_text(json.dumps(result))
     return path

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import sys
 import time
@@ -190,9 +191,9 @@ def test_a_job_that_ends_early_saves_and_comes_back(grid, cells, monkeypatch):
             DelayedSubmission = staticmethod(lambda function: function)
 
     program = (
-        "import signal, sys, time\n"
+        "import os, signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "print('ready', flush=True)\ntime.sleep(60)\n"
+        "print('ready', os.getpid(), flush=True)\ntime.sleep(60)\n"
     )
     monkeypatch.setattr(
         "fastdrpl.compare.children.cell_command", lambda cell, threads: [sys.executable, "-c", program]
@@ -220,5 +221,6 @@ def test_a_job_that_ends_early_saves_and_comes_back(grid, cells, monkeypatch):
     assert (state.kind, state.code) == ("stopped", 75)
     (copy,) = (pickle.loads(pickle.dumps(function)) for function in again)
     assert (copy.cell, copy.out, copy.threads) == (cells[0], grid.out, 1)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no process of ours is left
+    (child,) = map(int, re.findall(r"ready (\d+)", cells[0].log(grid.out).read_text()))
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)  # ended, and waited for

@@ -68,7 +68,7 @@ def test_probability_comes_from_the_second_losses():
     fit, score, labels, noisy = make_set(1)
     detection = detect(fit, score, labels, CLASSES, 0.5)
     np.testing.assert_array_equal(detection.p_noisy, detection.evidence.fit.posterior(score))
-    assert not np.array_equal(detection.p_noisy, detection.fit.posterior(fit))
+    assert not np.array_equal(detection.p_noisy, detection.evidence.fit.posterior(fit))
     assert (detection.labelled == ~noisy).mean() > 0.94
     assert detection.warnings == ()
 

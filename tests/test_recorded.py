@@ -67,7 +67,9 @@ def test_a_toy_run_has_the_bits_that_it_had(tmp_path, name):
     if not same_machine():
         return
     assert metrics == wanted["metrics"]
-    assert of_values(table)[:16] == wanted["table"]
+    later = {"p_suggested", "rank", "score"}
+    rows = [{name: value for name, value in row.items() if name not in later} for row in table]
+    assert of_values(rows)[:16] == wanted["table"]
     assert digest((run / "export" / "model.safetensors").read_bytes())[:16] == wanted["export"]
     for position, stage in enumerate(sorted(wanted["stages"])):
         names = sorted(path.name for path in (run / "checkpoints").iterdir() if "-stage-" in path.name)

@@ -1,5 +1,7 @@
 """What a finished run found, as frozen values: the console summary, tables and figures only render them."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +40,16 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A label that looks wrong; names are None where nothing is known."""
+    """A label that looks wrong; None where nothing is known."""
 
+    rank: int  # 1 = most doubtful
     index: int
     file: str | None
     given: str
     suggested: str
+    p_suggested: float | None  # what the network gives its suggestion
     p_noisy: float
+    score: float  # in [0, 1], in the order of `rank`
     truth: str | None
 
 
@@ -53,6 +58,7 @@ class RunFacts:
     """A finished run."""
 
     folder: Path
+    hash: str
     recipe: str
     method: str
     seed: int
@@ -75,6 +81,7 @@ def read_facts(path: Path, *, suspects: int = 8) -> RunFacts:
     result, table = read_json(folder.result), read_table(folder.labels)
     return RunFacts(
         folder=path,
+        hash=run_hash(result),
         recipe=result["recipe"],
         method=result["method"],
         seed=result["seed"],
@@ -88,6 +95,11 @@ def read_facts(path: Path, *, suspects: int = 8) -> RunFacts:
         per_class=_per_class(table),
         most_doubtful=_most_doubtful(table, suspects),
     )
+
+
+def run_hash(result: Mapping[str, Any]) -> str:
+    """16 hex digits of what decided a run (result.json): files made for one run are refused for another."""
+    return hashlib.sha256(json.dumps(result["identity"], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _stage(stage: Mapping[str, Any]) -> StageFacts:
@@ -111,18 +123,20 @@ def _per_class(table: pyarrow.Table) -> tuple[ClassFacts, ...]:
 
 
 def _most_doubtful(table: pyarrow.Table, count: int) -> tuple[Suspect, ...]:
-    """The highest probability of being wrong first, then the highest loss after the last stage that has losses."""
-    losses = [name for name in table.column_names if name.startswith("loss_")]
-    tie = -table[losses[-1]].to_numpy() if losses else np.zeros(len(table))
-    order = np.lexsort((tie, -table["p_noisy"].to_numpy()))[:count]
+    """The suspects of the lowest rank, at most so many."""
+    suspects = np.flatnonzero(~table["labelled"].to_numpy())
+    first = suspects[np.argsort(table["rank"].to_numpy()[suspects])[:count]]
     return tuple(
         Suspect(
+            rank=row["rank"],
             index=row["index"],
             file=row["file"],
             given=row["given_name"],
             suggested=row["suggested_name"],
+            p_suggested=row["p_suggested"],
             p_noisy=row["p_noisy"],
-            truth=row["truth_name"],
+            score=row["score"],
+            truth=row.get("truth_name"),
         )
-        for row in table.take(order).to_pylist()
+        for row in table.take(first).to_pylist()
     )

@@ -19,7 +19,9 @@ def print_summary(facts: RunFacts) -> None:
         parts += [Text(f"{stage.name}: {warning}", style="yellow") for warning in stage.warnings]
     if facts.suspects:
         parts += [_per_class(facts), _first_suspects(facts)]
-    parts.append(Text(f"labels.parquet, histograms and the network are in {facts.folder}", style="dim"))
+    parts.append(
+        Text(f"labels.csv, labels.parquet, histograms and the network are in {facts.folder}", style="dim")
+    )
     Console(highlight=False).print(Panel(Group(*parts), title=f"fastdrpl · {facts.recipe} · {facts.method}"))
 
 
@@ -78,22 +80,27 @@ def _per_class(facts: RunFacts) -> Table:
     return table
 
 
-def _first_suspects(facts: RunFacts) -> Table:
+def _first_suspects(facts: RunFacts) -> Group:
     table = Table(
         box=None, header_style="bold", pad_edge=False, title="\nMost doubtful labels", title_justify="left"
     )
-    for name in ("sample", "file", "given", "suggested", "p(noisy)", "truth"):
-        table.add_column(name, justify="right" if name in ("sample", "p(noisy)") else "left", overflow="fold")
+    numbers = ("rank", "sample", "p(noisy)")
+    columns = ["rank", "sample", "file", "given", "suggested", "p(noisy)"]
+    with_truth = any(suspect.truth is not None for suspect in facts.most_doubtful)
+    for name in [*columns, *(["truth"] if with_truth else [])]:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for suspect in facts.most_doubtful:
-        table.add_row(
-            str(suspect.index),
-            Text(suspect.file or "-"),
-            Text(suspect.given),
-            Text(suspect.suggested),
-            f"{suspect.p_noisy:.3f}",
-            Text(suspect.truth or "-"),
-        )
-    return table
+        suggested = "= given" if suspect.suggested == suspect.given else suspect.suggested
+        cells = [str(suspect.rank), str(suspect.index), Text(suspect.file or "-"), Text(suspect.given)]
+        cells += [Text(suggested), f"{suspect.p_noisy:.3f}", Text(suspect.truth or "-")]
+        table.add_row(*cells[: len(table.columns)])
+    if all(suspect.suggested != suspect.given for suspect in facts.most_doubtful):
+        return Group(table)
+    note = (
+        "= given: the network was not told this label after the detection, and came to it all the same;\n"
+        "the label is probably right, and the image unusual."
+    )
+    return Group(table, Text(note, style="dim"))
 
 
 def _duration(seconds: float) -> str:

@@ -1,29 +1,36 @@
-"""labels.parquet: a row per sample, what it was given, what the network suggests, and how doubtful the label is."""
+"""labels.parquet and labels.csv: a row per sample, its label, what the network suggests, how doubtful the label is."""
 
 import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 
 from fastdrpl.errors import DataError
 from fastdrpl.files import write_atomic
 from fastdrpl.labels import Labels
+from fastdrpl.report.ranking import rank_labels
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no p_suggested, rank and score, and truth columns throughout
+_TRUTH = ("truth", "truth_name", "is_noisy")
 
 
 def build_table(
     labels: Labels,
     files: tuple[str, ...] | None,
     suggested: np.ndarray,
+    p_suggested: np.ndarray,
     p_noisy: np.ndarray,
     labelled: np.ndarray,
     losses: dict[str, np.ndarray],
 ) -> pyarrow.Table:
-    """Columns of length N: index, row, file, given, given_name, suggested, suggested_name, p_noisy, labelled,
-    loss_<stage>, truth, truth_name, is_noisy; null where something is not known. `files` is by row."""
+    """Columns of length N: index, row, file, given, given_name, suggested, suggested_name, p_suggested, p_noisy,
+    labelled, rank, score, loss_<stage>; where the truth of some sample is known also truth, truth_name, is_noisy.
+
+    null where something is not known. `files` is by row; `losses` by stage, in the order of the stages.
+    """
     names = np.array(
         [*labels.class_names, None, None], dtype=object
     )  # -1 unknown and -2 outside have no name
@@ -38,16 +45,18 @@ def build_table(
         "given_name": pyarrow.array(names[labels.given], pyarrow.string()),
         "suggested": pyarrow.array(suggested),
         "suggested_name": pyarrow.array(names[suggested], pyarrow.string()),
+        "p_suggested": pyarrow.array(p_suggested),
         "p_noisy": pyarrow.array(p_noisy),
         "labelled": pyarrow.array(labelled),
     }
+    columns["rank"], columns["score"] = map(pyarrow.array, rank_labels(p_noisy, list(losses.values())))
     for stage, values in losses.items():
         columns[f"loss_{stage}"] = pyarrow.array(values)
-    columns["truth"] = pyarrow.array(labels.truth, mask=~known)
-    columns["truth_name"] = pyarrow.array(names[labels.truth], pyarrow.string())
-    columns["is_noisy"] = pyarrow.array(noisy, mask=~known)
-    metadata = {"fastdrpl_schema": str(SCHEMA_VERSION)}
-    return pyarrow.table(columns, metadata=metadata)
+    if known.any():
+        columns["truth"] = pyarrow.array(labels.truth, mask=~known)
+        columns["truth_name"] = pyarrow.array(names[labels.truth], pyarrow.string())
+        columns["is_noisy"] = pyarrow.array(noisy, mask=~known)
+    return pyarrow.table(columns, metadata={"fastdrpl_schema": str(SCHEMA_VERSION)})
 
 
 def printable(name: str) -> str:
@@ -56,15 +65,45 @@ def printable(name: str) -> str:
 
 
 def write_table(path: Path, table: pyarrow.Table) -> None:
-    """Write a parquet file, whole or not at all."""
+    """Write a parquet file, or a csv file where the path says so; whole or not at all."""
     file = io.BytesIO()
-    pyarrow.parquet.write_table(table, file)
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, file)
+    else:
+        pyarrow.parquet.write_table(table, file)
     write_atomic(path, file.getvalue())
 
 
 def read_table(path: Path) -> pyarrow.Table:
-    """The table of a run. Raises `DataError` if it is missing or damaged."""
+    """The parquet table of a run, as of today also where an earlier version wrote it.
+
+    Raises `DataError` if it is missing, damaged or of a later version.
+    """
     try:
-        return pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
+        table = pyarrow.parquet.read_table(path)
+        version = int((table.schema.metadata or {}).get(b"fastdrpl_schema", b"1"))
+    except (OSError, ValueError, pyarrow.ArrowInvalid) as error:
         raise DataError(f"cannot read the table of labels: {error}", where=str(path)) from error
+    if version > SCHEMA_VERSION:
+        raise DataError(
+            f"the table of labels is of schema {version}, this version reads up to {SCHEMA_VERSION}",
+            where=str(path),
+            fix="update fastdrpl",
+        )
+    return table if version == SCHEMA_VERSION else _upgraded(table)
+
+
+def _upgraded(table: pyarrow.Table) -> pyarrow.Table:
+    """A table of schema 1 as of 2; what the network thought of its suggestions is not known any more."""
+    losses = [name for name in table.column_names if name.startswith("loss_")]
+    p_noisy = table["p_noisy"].to_numpy()
+    rank, score = rank_labels(p_noisy, [table[name].to_numpy() for name in losses])
+    at = table.column_names.index("p_noisy")
+    table = table.add_column(at, "p_suggested", pyarrow.nulls(len(table), pyarrow.float32()))
+    at = table.column_names.index("labelled") + 1
+    table = table.add_column(at, "rank", pyarrow.array(rank)).add_column(
+        at + 1, "score", pyarrow.array(score)
+    )
+    if table["is_noisy"].null_count == len(table):
+        table = table.drop_columns(list(_TRUTH))
+    return table.replace_schema_metadata({"fastdrpl_schema": str(SCHEMA_VERSION)})
