@@ -55,7 +55,7 @@ def calibration_from(entry: Mapping[str, Any] | None) -> Calibration | None:
 
 def calibrate_on_test(log_p: np.ndarray, label: np.ndarray, *, may_be_wrong: bool) -> Calibration:
     """From the log probabilities (n, C) of test images and their labels (n,)."""
-    chosen = _some(len(label))
+    chosen = some_of(np.arange(len(label)))
     temperature, wrong = fit_temperature(log_p[chosen], label[chosen], may_be_wrong=may_be_wrong)
     if may_be_wrong:
         return Calibration(temperature, "test", len(chosen), wrong, None, None)
@@ -64,13 +64,11 @@ def calibrate_on_test(log_p: np.ndarray, label: np.ndarray, *, may_be_wrong: boo
     return Calibration(temperature, "test", len(chosen), None, before, after)
 
 
-def calibrate_on_kept(probability: np.ndarray, given: np.ndarray, labelled: np.ndarray) -> Calibration:
-    """From the probabilities (N, C) of training samples, their labels (N,) and which were kept (N,) bool."""
-    kept = np.flatnonzero(labelled)
-    kept = kept[_some(len(kept))]
-    log_p = np.log(np.maximum(probability[kept], np.finfo(np.float32).tiny))
-    temperature, _ = fit_temperature(log_p, given[kept], may_be_wrong=False)
-    return Calibration(max(1.0, temperature), "kept", len(kept), None, None, None)
+def calibrate_on_kept(probability: np.ndarray, given: np.ndarray) -> Calibration:
+    """From the probabilities (n, C) of training samples whose labels (n,) were kept."""
+    log_p = np.log(np.maximum(probability, np.finfo(np.float32).tiny))
+    temperature, _ = fit_temperature(log_p, given, may_be_wrong=False)
+    return Calibration(max(1.0, temperature), "kept", len(given), None, None, None)
 
 
 def fit_temperature(log_p: np.ndarray, label: np.ndarray, *, may_be_wrong: bool) -> tuple[float, float]:
@@ -101,6 +99,6 @@ def calibration_error(log_p: np.ndarray, label: np.ndarray) -> float:
     return float(np.abs(apart).sum() / len(label))
 
 
-def _some(count: int) -> np.ndarray:
-    """At most `_ENOUGH` of the positions 0..count-1, evenly spread."""
-    return np.linspace(0, count - 1, min(count, _ENOUGH)).round().astype(np.int64)
+def some_of(samples: np.ndarray) -> np.ndarray:
+    """As many of the samples as a fit needs, evenly spread."""
+    return samples[np.linspace(0, len(samples) - 1, min(len(samples), _ENOUGH)).round().astype(np.int64)]

@@ -18,6 +18,7 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
+  fastdrpl export RUN --to FORM...               labels, images or network for other tools: csv, cleanlab, onnx ...
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
   fastdrpl bench loaders --data DIR              how fast each loader feeds your data here, and which to take
@@ -224,6 +225,15 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _export(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.exports.verb import ExportConfig, export
+
+    export(_parse(tyro.cli, ExportConfig, "fastdrpl export", words))
+    return 0
+
+
 def _detect(words: list[str]) -> int:
     import tyro
 
@@ -268,6 +278,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "recipes": _recipes,
     "status": _status,
     "predict": _predict,
+    "export": _export,
     "detect": _detect,
     "confusion": _confusion,
     "bench": _bench,
