@@ -1,4 +1,4 @@
-"""One temperature for the probabilities of a finished network (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+"""One temperature for the probabilities of a finished network (Guo et al. 2017, arXiv 1706.04599).
 
 The softmax of logits / T says how sure the network is; T is fitted by maximum likelihood. It changes no decision.
 
@@ -11,11 +11,14 @@ the network, and learnt: they can show that it is too sure, never that it is not
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+
+from fastdrpl.errors import DataError
 
 _LOG_T = (-3.0, 3.0)  # T from 0.05 to 20
 _MOST_WRONG = 0.95
@@ -48,9 +51,22 @@ class Calibration:
         return f"{fit} test labels"
 
 
-def calibration_from(entry: Mapping[str, Any] | None) -> Calibration | None:
-    """What model.json says; None where it says nothing. Raises TypeError for fields that are others."""
-    return None if entry is None else Calibration(**entry)
+def calibration_from(description: Mapping[str, Any], where: Path) -> Calibration | None:
+    """What model.json says of it; None where it says nothing. Raises `DataError` for what is no calibration."""
+    entry = description.get("calibration")
+    if entry is None:
+        return None
+    try:
+        found = Calibration(**entry)
+        if not 0 < found.temperature < np.inf:
+            raise ValueError(f"a temperature of {found.temperature}")
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the calibration of the network cannot be read: {error}",
+            where=str(where),
+            fix="run the training again",
+        ) from error
+    return found
 
 
 def calibrate_on_test(log_p: np.ndarray, label: np.ndarray, *, may_be_wrong: bool) -> Calibration:

@@ -35,7 +35,7 @@ class OpenRun:
     @property
     def calibration(self) -> Calibration | None:
         """The temperature of its probabilities; None for a run of a version that fitted none."""
-        return calibration_from(self.description.get("calibration"))
+        return calibration_from(self.description, self.folder.export / "model.json")
 
     @functools.cached_property
     def labels(self) -> Labels:

@@ -72,7 +72,9 @@ def _on_test(state: RunState, data: Dataset, test: View | None, eyes: Eyes | Non
 def _on_kept(predicted: Tensor, given: np.ndarray, labelled: np.ndarray) -> Calibration:
     """The temperature that training labels ask for which were kept."""
     kept = some_of(np.flatnonzero(labelled))
-    return calibrate_on_kept(predicted[torch.from_numpy(kept).to(predicted.device)].cpu().numpy(), given[kept])
+    return calibrate_on_kept(
+        predicted[torch.from_numpy(kept).to(predicted.device)].cpu().numpy(), given[kept]
+    )
 
 
 def _describe(

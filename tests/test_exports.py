@@ -120,7 +120,14 @@ def test_the_card_says_what_the_run_says(made, tmp_path):
     suspects = sum(not labelled for labelled in table["labelled"].to_pylist())
     assert f"{suspects} of {len(table)} labels look wrong" in text
     digest = hashlib.sha256((made / "export" / "model.safetensors").read_bytes()).hexdigest()
-    for part in ("80.00%", "81.00%", "temperature 2, fitted to 70 test labels", "0.200 before", digest, "c" * 64):
+    for part in (
+        "80.00%",
+        "81.00%",
+        "temperature 2, fitted to 70 test labels",
+        "0.200 before",
+        digest,
+        "c" * 64,
+    ):
         assert part in text
     assert "same hands" in text  # the test labels of a folder are nobody's
     assert "<script" not in text and "&lt;script" in text
@@ -168,7 +175,6 @@ def test_a_folder_of_somebody_is_never_replaced(run, tmp_path, capsys):
     assert main(words) == 0
     assert "older" not in (tmp_path / "set" / "README.md").read_text()
     assert not [name for name in files_in(tmp_path) if ".tmp" in name]
-
 
 
 @pytest.mark.parametrize("to", sorted(verb.TARGETS))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastdrpl.calibration import calibration_from
+from fastdrpl.calibration import Calibration, calibration_from
 from fastdrpl.config_file import read_table as read_toml
 from fastdrpl.files import read_json, sha256_file, write_atomic
 from fastdrpl.folder import RunFolder
@@ -32,22 +32,24 @@ def render_card(run: Path) -> str:
     """The card as Markdown; every text of others is escaped."""
     folder, facts = RunFolder(run), read_facts(run)
     result, manifest = read_json(folder.result), read_json(folder.manifest)
-    model, config = read_json(folder.export / "model.json"), read_toml(folder.config)
+    described = folder.export / "model.json"
+    model, config = read_json(described), read_toml(folder.config)
+    calibration = calibration_from(model, described)
     parts = [
         _HEAD,
         f"# Image classifier trained with wrong labels: {_text(facts.recipe)}, {_text(facts.method)}",
         _verdict(facts),
         "## Figures",
-        _table(("", ""), _figures(facts, result, model, config)),
+        _table(("", ""), _figures(facts, model, config, calibration)),
         "## Stages",
         _table(("stage", "epochs", "labels kept", "not kept", "AUC", "TPR", "FPR"), _stages(facts)),
-        "AUC, TPR and FPR compare with the right labels, where these are known. TPR and FPR are the shares of the right "
-        "and of the wrong labels that were kept.",
+        "AUC, TPR and FPR compare with the right labels, where these are known. TPR and FPR are the shares of the "
+        "right and of the wrong labels that were kept.",
         "## Use",
         _USE,
         _input(model),
         "## Limits",
-        "\n".join(f"- {line}" for line in _limits(facts, result, model)),
+        "\n".join(f"- {line}" for line in _limits(facts, result, calibration)),
         "## Made by",
         _table(("", ""), _origin(folder, facts, manifest)),
     ]
@@ -63,8 +65,8 @@ $ fastdrpl export RUN --to onnx
 ```
 
 The weights are in `model.safetensors`, what it takes to use them in `model.json`; in Python
-`fastdrpl.opening.open_run(Path("RUN")).network` is the network in evaluation mode. Suspects are in `labels.csv` of the run
-(`labelled` is false), the most doubtful has `rank` 1."""
+`fastdrpl.opening.open_run(Path("RUN")).network` is the network in evaluation mode. Suspects are in `labels.csv` of
+the run (`labelled` is false), the most doubtful has `rank` 1."""
 
 
 def _verdict(facts: RunFacts) -> str:
@@ -82,7 +84,7 @@ def _verdict(facts: RunFacts) -> str:
 
 
 def _figures(
-    facts: RunFacts, result: Mapping[str, Any], model: Mapping[str, Any], config: Mapping[str, Any]
+    facts: RunFacts, model: Mapping[str, Any], config: Mapping[str, Any], calibration: Calibration | None
 ) -> list[tuple[str, str]]:
     noise = config.get("noise", {})
     added = "none added"
@@ -97,10 +99,12 @@ def _figures(
         ("test accuracy, best epoch (chosen on the test images, so it flatters)", _percent(facts.best)),
         ("training images", f"{facts.samples:,}, from `{_text(model.get('source', '?'))}`"),
         ("label noise", added),
-        ("network", f"{_text(model['model'])}, width {model['width']}, {model.get('networks', 1)} network(s)"),
+        (
+            "network",
+            f"{_text(model['model'])}, width {model['width']}, {model.get('networks', 1)} network(s)",
+        ),
         (f"{len(names):,} classes", ", ".join(map(_text, names[:_SHOWN])) + more),
     ]
-    calibration = calibration_from(model.get("calibration"))
     rows.append(("probabilities", "not calibrated" if calibration is None else calibration.describe()))
     if calibration is not None and calibration.error_before is not None:
         errors = f"{calibration.error_before:.3f} before, {calibration.error_after:.3f} after"
@@ -122,16 +126,16 @@ def _input(model: Mapping[str, Any]) -> str:
     stored, size = model["stored_size"], model["input_size"]
     cut = "" if stored == size else f", of which the middle {size} x {size} are seen"
     return (
-        f"Input: RGB, resized to {stored} x {stored} ({model.get('resample', 'bilinear')}){cut}, scaled to 0..1, less the "
-        f"mean {_numbers(model['mean'])}, divided by {_numbers(model['std'])}."
+        f"Input: RGB, resized to {stored} x {stored} ({model.get('resample', 'bilinear')}){cut}, scaled to 0..1, less "
+        f"the mean {_numbers(model['mean'])}, divided by {_numbers(model['std'])}."
     )
 
 
-def _limits(facts: RunFacts, result: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+def _limits(facts: RunFacts, result: Mapping[str, Any], calibration: Calibration | None) -> list[str]:
     lines = [
         "It knows its classes only: an image of anything else gets one of them, perhaps with great certainty.",
-        "A suspect is a network's opinion. Rare, difficult and unusual images look like wrong labels to it: look before "
-        "you correct or drop one.",
+        "A suspect is a network's opinion. Rare, difficult and unusual images look like wrong labels to it: look "
+        "before you correct or drop one.",
         "Labels that are wrong in the same way throughout a class cannot be told from right ones.",
     ]
     if facts.last is None:
@@ -143,7 +147,6 @@ def _limits(facts: RunFacts, result: Mapping[str, Any], model: Mapping[str, Any]
         )
     if facts.noise_rate is None:
         lines.append("The right labels are not known: nobody has checked how many suspects are wrong.")
-    calibration = calibration_from(model.get("calibration"))
     if calibration is not None:
         lines.append(
             "The temperature makes probabilities honest on average, for images like those it was fitted on, not for "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def write_huggingface(run: Path, data: Path | None, out: Path) -> str:
         Progress("huggingface", len(table)) as bar,
     ):
         (folder / "data").mkdir()
-        for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for number, (start, stop) in enumerate(pairwise(bounds)):
             place = folder / "data" / f"train-{number:05}-of-{shards:05}.parquet"
             with pyarrow.parquet.ParquetWriter(place, schema) as file:
                 for group in _groups(table.slice(start, stop - start), images, schema):

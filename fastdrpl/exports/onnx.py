@@ -44,7 +44,7 @@ class _FromPixels(nn.Module):
 
 
 def write_onnx(run: Path, data: Path | None, out: Path) -> str:
-    """One file. Raises `UserError` with an install line where the extra is missing, or where network and file differ."""
+    """One file. Raises `UserError` where the extra is missing (with the line that installs it) or the two differ."""
     onnx, runtime = require("onnx"), require("onnxruntime")
     require("onnxscript")  # torch's exporter is written with it
     opened = open_run(run, data=data)
@@ -105,7 +105,9 @@ def _images(opened: OpenRun) -> tuple[np.ndarray, str]:
             raise
         size = int(opened.description["stored_size"])
         draw = np.random.default_rng(0)
-        return draw.integers(0, 256, (_CHECKED, size, size, 3), np.uint8), "images of noise (no data here: --data)"
+        return draw.integers(
+            0, 256, (_CHECKED, size, size, 3), np.uint8
+        ), "images of noise (no data here: --data)"
     rows = np.flatnonzero(split.valid)
     rows = rows[np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int)]
     file = map_file(split)
@@ -114,7 +116,7 @@ def _images(opened: OpenRun) -> tuple[np.ndarray, str]:
 
 @torch.no_grad()
 def _compare(runtime: Any, content: bytes, opened: OpenRun, images: np.ndarray) -> float:
-    """The largest difference of a logit. Raises `UserError` for one that rounding does not explain, or another class."""
+    """The largest difference of a logit. Raises `UserError` for more than rounding explains, or another class."""
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     theirs = session.run(["logits"], {"image": images})[0]
     inputs = centre(torch.from_numpy(images), torch.arange(len(images)), opened.crop)

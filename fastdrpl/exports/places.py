@@ -41,7 +41,9 @@ def new_folder(out: Path, made: dict[str, str]) -> Iterator[Path]:
 
     `made`: what goes into its mark. Raises `UserError` where it cannot be written.
     """
-    work, old = (out.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{name}-{out.name}") for name in ("new", "old"))
+    work, old = (
+        out.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{name}-{out.name}") for name in ("new", "old")
+    )
     try:
         try:
             shutil.rmtree(work, ignore_errors=True)  # of a dead process that had our number

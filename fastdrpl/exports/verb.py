@@ -13,7 +13,9 @@ from fastdrpl.errors import UserError
 from fastdrpl.exports.places import check_place
 from fastdrpl.folder import RunFolder
 
-Write = Callable[[Path, Path | None, Path], str]  # (run, where the data are now, out) -> a line on what came of it
+Write = Callable[
+    [Path, Path | None, Path], str
+]  # (run, where the data are now, out) -> a line on what came of it
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ class ExportConfig:
         tuple[Literal["csv", "cleanlab", "fiftyone", "huggingface", "onnx", "card"], ...],
         tyro.conf.arg(aliases=["--format"]),
     ]
-    """One or several of: csv (the table of labels), cleanlab (the same under cleanlab's names), fiftyone and huggingface
-    (folders with every training image, its label and the suggestion), onnx (the network), card (a model card)."""
+    """One or several of: csv (the table of labels), cleanlab (the same under cleanlab's names), fiftyone and
+    huggingface (folders with every training image, its label and the suggestion), onnx (the network), card (a model
+    card)."""
     out: Path | None = None
     """File or folder to write; a folder for all of them where there are several. Default: inside RUN/export."""
     data: Path | None = None
