@@ -7,16 +7,18 @@ import torch
 from torch import Tensor
 
 from fastdrpl.calibration import Calibration, calibrate_on_kept, calibrate_on_test, some_of
+from fastdrpl.console import warn
 from fastdrpl.export import write_export
 from fastdrpl.exports.card import write_card
 from fastdrpl.eyes import Eyes, log_probabilities, probabilities
 from fastdrpl.files import write_json
-from fastdrpl.folder import fingerprint_of
+from fastdrpl.folder import RunFolder, fingerprint_of
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Purpose
 from fastdrpl.looks import loss_column
 from fastdrpl.methods import load_method
 from fastdrpl.records import StageRecord
+from fastdrpl.report.command import write_report
 from fastdrpl.report.table import build_table, write_table
 from fastdrpl.stages import Stage
 from fastdrpl.state import RunState
@@ -28,8 +30,8 @@ RESULT_VERSION = 1
 def finish(
     state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes, test_eyes: Eyes | None
 ) -> dict[str, Any]:
-    """Write export/, labels.parquet, labels.csv and result.json, whose presence says that the run is finished; then
-    the model card, which only repeats them."""
+    """Write export/, labels.parquet, labels.csv, result.json (which says that the run is finished), and what only
+    repeats them for people: report.html and the model card."""
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
     on_test = _on_test(state, data, test, test_eyes)
     labels, store = train.labels, state.store
@@ -55,8 +57,8 @@ def finish(
         calibration = on_test or _on_kept(predicted, labels.given, labelled)
         write_export(state.folder.export, state, data, train, eyes.transform, calibration)
         write_json(state.folder.result, result)
-        write_card(state.folder.path)
         state.folder.progress.unlink(missing_ok=True)
+        _write_pages(state.folder)
     state.machine.wait()
     return result
 
@@ -75,6 +77,18 @@ def _on_kept(predicted: Tensor, given: np.ndarray, labelled: np.ndarray) -> Cali
     return calibrate_on_kept(
         predicted[torch.from_numpy(kept).to(predicted.device)].cpu().numpy(), given[kept]
     )
+
+
+def _write_pages(folder: RunFolder) -> None:
+    """The pages about the run. It is finished by now: whatever is wrong with one of them must not undo that."""
+    try:
+        write_report(folder.path, folder.report)
+    except Exception as error:
+        warn(f"there is no report: {error}; `fastdrpl report {folder.path}` tries again")
+    try:
+        write_card(folder.path)
+    except Exception as error:
+        warn(f"there is no model card: {error}; `fastdrpl export {folder.path} --to card` tries again")
 
 
 def _describe(
