@@ -30,8 +30,8 @@ RESULT_VERSION = 1
 def finish(
     state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes, test_eyes: Eyes | None
 ) -> dict[str, Any]:
-    """Write export/, labels.parquet, labels.csv, result.json (which says that the run is finished), and what only
-    repeats them for people: report.html and the model card."""
+    """Write export/, labels.parquet, labels.csv and result.json, whose presence says that the run is finished; then
+    the model card and report.html, which only repeat them."""
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
     on_test = _on_test(state, data, test, test_eyes)
     labels, store = train.labels, state.store
@@ -63,6 +63,24 @@ def finish(
     return result
 
 
+def _write_pages(folder: RunFolder) -> None:
+    """Card and report. The run is finished by now: whatever is wrong with a page must not undo that."""
+    pages = {
+        "report": lambda: write_report(folder.path, folder.report),
+        "card": lambda: write_card(folder.path),
+    }
+    for name, write in pages.items():
+        try:
+            write()
+        except Exception as error:
+            again = "report RUN" if name == "report" else "export RUN --to card"
+            warn(
+                f"there is no {name}: {error}; `fastdrpl {again}` tries again".replace(
+                    "RUN", str(folder.path)
+                )
+            )
+
+
 def _on_test(state: RunState, data: Dataset, test: View | None, eyes: Eyes | None) -> Calibration | None:
     """The temperature that the test labels ask for; every rank must call this. None without a test set."""
     if test is None or eyes is None:
@@ -77,18 +95,6 @@ def _on_kept(predicted: Tensor, given: np.ndarray, labelled: np.ndarray) -> Cali
     return calibrate_on_kept(
         predicted[torch.from_numpy(kept).to(predicted.device)].cpu().numpy(), given[kept]
     )
-
-
-def _write_pages(folder: RunFolder) -> None:
-    """The pages about the run. It is finished by now: whatever is wrong with one of them must not undo that."""
-    try:
-        write_report(folder.path, folder.report)
-    except Exception as error:
-        warn(f"there is no report: {error}; `fastdrpl report {folder.path}` tries again")
-    try:
-        write_card(folder.path)
-    except Exception as error:
-        warn(f"there is no model card: {error}; `fastdrpl export {folder.path} --to card` tries again")
 
 
 def _describe(
