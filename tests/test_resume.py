@@ -6,8 +6,18 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
+import scipy.special
+import torch
 import toy
+
+from fastdrpl import config_file
+from fastdrpl.kernels.augment import centre
+from fastdrpl.loaders.decode import decode_row, map_file
+from fastdrpl.opening import open_run
+from fastdrpl.recipes import recipe_named
+from fastdrpl.view import test_view as view_to_test_on
 
 KILLS = 25
 # A busy machine, on which a kill comes late, must not be through too early.
@@ -32,6 +42,33 @@ def assert_same(run, unbroken):
     for position in range(3):
         assert toy.differing(toy.last_tensors(run, position), toy.last_tensors(unbroken, position)) == []
     assert toy.outcome(run) == toy.outcome(unbroken)
+    assert (run / "export" / "model.json").read_bytes() == (unbroken / "export" / "model.json").read_bytes()
+
+
+def test_the_temperature_is_the_one_that_the_test_images_ask_for(unbroken):
+    """By a search over many, on what the exported network says of the test images."""
+    run = open_run(unbroken)
+    config = config_file.overlay_run(
+        recipe_named("digits").config_for("drpl"),
+        config_file.read_table(unbroken / "config.toml"),
+        where="config.toml",
+    )
+    view = view_to_test_on(config, run.data)
+    file = map_file(view.split)
+    pixels = np.stack([decode_row(view.split, file, int(row)) for row in view.labels.source_row])
+    with torch.no_grad():
+        inputs = centre(torch.from_numpy(pixels), torch.arange(len(pixels)), run.crop)
+        logits = run.network(inputs).double().numpy()
+    tried = np.exp(np.linspace(-3, 3, 1201))
+    cost = [
+        -scipy.special.log_softmax(logits / t, 1)[np.arange(60), view.labels.given].sum() + np.log(t) ** 2 / 2
+        for t in tried
+    ]
+    found = run.calibration
+    assert (found.labels, found.samples, found.wrong) == ("test", 60, None)
+    assert found.temperature == pytest.approx(tried[np.argmin(cost)], rel=0.02)
+    card = (unbroken / "export" / "card.md").read_text()
+    assert found.describe() in card and "160, from `digits`" in card
 
 
 def test_the_comparison_can_fail(unbroken):
@@ -159,6 +196,7 @@ def test_the_files_of_a_run(unbroken):
         "noise.json",
         "export/model.safetensors",
         "export/model.json",
+        "export/card.md",
         "stages/relabel/losses.npy",
         "stages/relabel/detection.json",
         "stages/semi1/histogram.png",
