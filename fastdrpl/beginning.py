@@ -1,6 +1,6 @@
 """The beginning of a run: everything that may be refused is opened and checked before the folder is written to."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -10,6 +10,7 @@ from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.eyes import Eyes
 from fastdrpl.files import read_json, write_json
+from fastdrpl.fixing.origin import FIELD
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, is_bound
 from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.dataset import Dataset
@@ -108,12 +109,14 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
         labels = beginning.train.labels
         labels.save(folder.noise)
         write_json(folder.noise_rates, achieved(labels))
+        origin = {} if beginning.train.origin is None else {FIELD: asdict(beginning.train.origin)}
         write_json(
             folder.manifest,
             {
                 "schema": MANIFEST_VERSION,
                 "identity": beginning.state.identity,
                 "data": str(beginning.data.path.resolve()),
+                **origin,
                 "samples": len(labels),
                 "classes": list(labels.class_names),
                 "machine": machine.describe(),

@@ -1,5 +1,8 @@
 """The command line. A verb is a function here; what it needs is imported inside it, so that help is quick."""
 
+import dataclasses
+import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +22,9 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN... [--watch]               how runs get on, from their files
   fastdrpl report RUN... [--out FILE]            the page about a run: suspects to decide on, charts; runs side by side
+  fastdrpl fix RUN [--fixes FILE] [--out FILE]   corrected labels from what you decided about the suspects
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
+  fastdrpl export RUN --to FORM...               labels, images or network for other tools: csv, cleanlab, onnx ...
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl figure KIND RUN... --out DIR          the paper's figures of finished runs: losses, cam, doubtful
   fastdrpl probe RUN... --data DIR               what the features of a run are worth for classes it never saw
@@ -120,9 +125,14 @@ def _train(words: list[str]) -> int:
         from fastdrpl.report.facts import read_facts
         from fastdrpl.report.summary import print_summary
 
-        print_summary(read_facts(run_folder(config).path))
+        folder = run_folder(config)
+        print_summary(read_facts(folder.path))
+        if config.labels is not None:
+            from fastdrpl.fixing.summary import print_progress
+
+            print_progress(folder.path)
         if config.judge == "all":
-            _judge_held_out(run_folder(config))
+            _judge_held_out(folder)
     return 0
 
 
@@ -142,6 +152,7 @@ def parse_training(words: list[str]) -> "Config":
 
     from fastdrpl import config_file
     from fastdrpl.errors import UserError
+    from fastdrpl.noise_config import NoiseConfig
     from fastdrpl.recipes import recipe_named
 
     file, words = _take_option(words, "--config")
@@ -156,6 +167,9 @@ def parse_training(words: list[str]) -> "Config":
     method = str(method or table.get("method", recipe.config.method))
     config = recipe.config_for(method)
     _refuse_flags_of_others(rest, method)
+    if "labels" in table or any(word == "--labels" or word.startswith("--labels=") for word in rest):
+        config = dataclasses.replace(config, noise=NoiseConfig())  # the noise is in the labels
+        table = table if "labels" in table else {k: v for k, v in table.items() if k != "noise"}
     if file is not None:
         table = {**table, "recipe": name, "method": config.method}
         config = config_file.overlay_run(config, table, where=file)
@@ -223,40 +237,6 @@ def _recipes(words: list[str]) -> int:
     return 0
 
 
-def _status(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.watch import StatusConfig, show_status
-
-    return show_status(_parse(tyro.cli, StatusConfig, "fastdrpl status", words))
-
-
-def _report(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.report.command import ReportCommand, report_runs
-
-    report_runs(_parse(tyro.cli, ReportCommand, "fastdrpl report", words))
-    return 0
-
-
-def _predict(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.predict import PredictConfig, predict
-
-    predict(_parse(tyro.cli, PredictConfig, "fastdrpl predict", words))
-    return 0
-
-
-def _detect(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.detect.command import DetectCommand, detect_runs
-
-    return detect_runs(_parse(tyro.cli, DetectCommand, "fastdrpl detect", words))
-
-
 def _figure(words: list[str]) -> int:
     import tyro
 
@@ -268,20 +248,12 @@ def _figure(words: list[str]) -> int:
     if kind not in FIGURES:
         if not kind:
             print(f"usage: fastdrpl figure {'|'.join(FIGURES)} RUN... --out DIR   (each has --help)")
-            return 0
+            raise SystemExit(0)
         raise UserError(
             f"there is no figure {kind!r}{nearest(kind, FIGURES)}", fix=f"one of {', '.join(FIGURES)}"
         )
     settings, draw = FIGURES[kind]
     return draw(_parse(tyro.cli, settings, f"fastdrpl figure {kind}", rest))
-
-
-def _probe(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.figures.probe import ProbeCommand, probe
-
-    return probe(_parse(tyro.cli, ProbeCommand, "fastdrpl probe", words))
 
 
 def _bench(words: list[str]) -> int:
@@ -297,15 +269,6 @@ def _bench(words: list[str]) -> int:
     return 0
 
 
-def _confusion(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.confusion import ConfusionConfig, make_confusion
-
-    make_confusion(_parse(tyro.cli, ConfusionConfig, "fastdrpl confusion", words))
-    return 0
-
-
 def _doctor(words: list[str]) -> int:
     from fastdrpl.doctor import doctor
 
@@ -313,20 +276,38 @@ def _doctor(words: list[str]) -> int:
     return doctor(Path(words[0]) if words else None)
 
 
+# Verbs that are a dataclass of flags and a function of it.
+_PLAIN = {
+    "status": ("fastdrpl.watch", "StatusConfig", "show_status"),
+    "report": ("fastdrpl.report.command", "ReportCommand", "report_runs"),
+    "fix": ("fastdrpl.fixing.command", "FixCommand", "fix"),
+    "predict": ("fastdrpl.predict", "PredictConfig", "predict"),
+    "export": ("fastdrpl.exports.verb", "ExportConfig", "export"),
+    "detect": ("fastdrpl.detect.command", "DetectCommand", "detect_runs"),
+    "probe": ("fastdrpl.figures.probe", "ProbeCommand", "probe"),
+    "confusion": ("fastdrpl.confusion", "ConfusionConfig", "make_confusion"),
+}
+
+
+def _plain(verb: str, words: list[str]) -> int:
+    import tyro
+
+    module, settings, function = _PLAIN[verb]
+    found = importlib.import_module(module)
+    config = _parse(tyro.cli, getattr(found, settings), f"fastdrpl {verb}", words)
+    code = getattr(found, function)(config)
+    return code if verb in ("status", "detect") else 0  # the others return what they made
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
     "compare": _compare,
     "recipes": _recipes,
-    "status": _status,
-    "report": _report,
-    "predict": _predict,
-    "detect": _detect,
     "figure": _figure,
-    "probe": _probe,
-    "confusion": _confusion,
     "bench": _bench,
     "doctor": _doctor,
+    **{verb: functools.partial(_plain, verb) for verb in _PLAIN},
 }
 
 

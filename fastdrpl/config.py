@@ -12,6 +12,7 @@ from typing import Annotated, Literal, cast
 
 import tyro
 
+from fastdrpl.errors import UserError
 from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.settings import COUNT, POSITIVE, SHARE, WEIGHT, check, setting
 
@@ -144,6 +145,8 @@ class Config:
     for data whose test labels are as unchecked as the others."""
     test_every: int = setting(1, "C", COUNT)
     """Test after every this many epochs, and after the last of a stage; 0 = after the last only."""
+    labels: Path | None = None
+    """Labels to train on, as `fastdrpl fix` writes them: with the samples of this file, and no noise is added."""
     track_with: str = ""
     """Trackers that are told every epoch, with commas: tensorboard, wandb, mlflow, ... (docs/runs.md). Files lie in
     the run folder."""
@@ -157,6 +160,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.labels is not None and (self.noise.kind != "none" or self.noise.file is not None):
+            raise UserError(
+                "labels of a file are trained on as they are: no noise is added to them",
+                where=f"--labels {self.labels}",
+                fix="leave --noise... out, or --labels",
+            )
 
 
 @functools.cache

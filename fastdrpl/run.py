@@ -82,7 +82,7 @@ def _train(
             Loop(
                 state, train.labels, beginning.train_eyes, beginning.test_eyes, beginning.test_label, stop
             ).run()
-            return finish(state, beginning.data, train, test, beginning.train_eyes)
+            return finish(state, beginning.data, train, test, beginning.train_eyes, beginning.test_eyes)
     except UserError:
         raise
     except Exception as error:

@@ -20,6 +20,7 @@ from fastdrpl.loaders.sources.source import OpenedSource, Part
 from fastdrpl.loaders.unfinished import Progressed
 
 QUARANTINE = "quarantine.csv"
+ORIGIN = "origin"  # of the manifest: where the source lay; no part of the content
 _LEAVE_OUT = {  # kind of source -> what to do about a class without a single sound image
     "folder": "repair its images, or remove its folder",
     "table": "repair its images, or remove its lines from the table",
@@ -35,10 +36,12 @@ def write_manifest(
     work: Path,
     shards: Mapping[str, Sequence[WrittenShard]],
     found: Mapping[str, Any],
+    origin: dict[str, str],
 ) -> None:
     """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images.
 
-    `shards`: split -> its tar shards; empty for a set without them. `found`: more entries: the problems.
+    `shards`: split -> its tar shards; empty for a set without them. `found`: more entries: the problems. `origin`: of
+    `origin_of`.
     """
     splits: dict[str, Any] = {}
     files: dict[str, Any] = {}
@@ -80,6 +83,7 @@ def write_manifest(
             "fingerprint": source.fingerprint,
             "labels_checked": source.labels_checked,
         },
+        ORIGIN: origin,
         "config": relevant_options(config),
         "height": source.height,
         "width": source.width,

@@ -30,6 +30,7 @@ from fastdrpl.loaders.marks import MARK, MARKS_VERSION, Marker
 from fastdrpl.loaders.prepare_config import (
     PrepareConfig,
     check_config,
+    origin_of,
     refuse_out_in_source,
     relevant_options,
 )
@@ -64,15 +65,23 @@ def prepare(config: PrepareConfig, *, quiet: bool = False) -> Dataset:
 
 
 def _prepare(config: PrepareConfig, out: Path, began: float, quiet: bool) -> Dataset:
+    origin = origin_of(config)  # before an archive is replaced by the folder it is unpacked to
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(out), unpacked_source(config, out, _silent if quiet else _say) as config:
             if _is_occupied(out):
                 return _check_finished(config, out, quiet)
-            return _make(config, open_source(config), out, began, quiet)
+            return _make(config, open_source(config), out, began, quiet, origin)
 
 
-def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, quiet: bool) -> Dataset:
+def _make(
+    config: PrepareConfig,
+    source: OpenedSource,
+    out: Path,
+    began: float,
+    quiet: bool,
+    origin: dict[str, str],
+) -> Dataset:
     say = _silent if quiet else _say
     for note in source.notes:
         say(note)
@@ -99,7 +108,7 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
                 work, {name: [row for row, _ in state.bad] for name, state in finished.items()}, quiet=quiet
             )
         found = _find_problems(config, source, finished, work)
-        write_manifest(config, source, finished, work, shards, found)
+        write_manifest(config, source, finished, work, shards, found, origin)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
     finally:

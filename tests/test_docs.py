@@ -28,6 +28,7 @@ from fastdrpl.compare.verb import CompareConfig
 from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
+from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
 from fastdrpl.report.command import ReportCommand
@@ -65,6 +66,7 @@ SETTINGS = (
     BenchConfig,
     ConfusionConfig,
     DetectCommand,
+    FixCommand,
     CompareConfig,
     ReportCommand,
     StatusConfig,

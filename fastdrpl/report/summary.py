@@ -86,8 +86,14 @@ def _first_suspects(facts: RunFacts) -> Group:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for suspect in facts.most_doubtful:
         suggested = "= given" if suspect.suggested == suspect.given else suspect.suggested
-        cells = [str(suspect.rank), str(suspect.index), Text(suspect.file or "-"), Text(suspect.given)]
-        cells += [Text(suggested), f"{suspect.p_noisy:.3f}", Text(suspect.truth or "-")]
+        cells: list[str | Text] = [str(suspect.rank), str(suspect.index)]
+        cells += [
+            Text(suspect.file or "-"),
+            Text(suspect.given),
+            Text(suggested),
+            f"{suspect.p_noisy:.3f}",
+            Text(suspect.truth or "-"),
+        ]
         table.add_row(*cells[: len(table.columns)])
     if all(suspect.suggested != suspect.given for suspect in facts.most_doubtful):
         return Group(table)
