@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fastdrpl.errors import DataError
-from fastdrpl.figures.cam import Cam, Chosen, cams_of, choose_test, choose_train
+from fastdrpl.figures.cam import PREDICTED, Cam, Chosen, cams_of, choose_test, choose_train
 from fastdrpl.figures.command import CamFigure
 from fastdrpl.figures.loss_files import names_of
 from fastdrpl.figures.numbers import to_csv
@@ -84,6 +84,11 @@ def _on(place: Any, pixels: np.ndarray, title: str, row: str) -> None:
         place.set_ylabel(row, fontsize=8)
 
 
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """The luminance of an image (H, W, 3), as an image: colours are for the map."""
+    return np.repeat(pixels @ np.array([[0.299], [0.587], [0.114]], pixels.dtype), 3, axis=2).clip(0, 1)
+
+
 def _overlay(place: Any, cam: Cam, size: tuple[int, int]) -> None:
     """The map from its least to its largest value, brought to the size of the image."""
     if cam.values is None:
@@ -119,7 +124,8 @@ def _labels_of(image: Chosen) -> str:
 def _class_of(cam: Cam) -> str:
     if cam.probability is None:
         return f"{legible(cam.class_name, _NAME)}: no such class"
-    return f"{cam.role}: {legible(cam.class_name, _NAME)}  {cam.probability:.2f}"
+    role = "" if cam.role == PREDICTED else f"{cam.role}: "
+    return f"{role}{legible(cam.class_name, _NAME)}  {cam.probability:.2f}"
 
 
 def _row_name(run: str, half: int) -> str:

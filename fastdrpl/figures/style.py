@@ -60,6 +60,7 @@ def render(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     plain = {key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParams if "backend" not in key}
@@ -68,9 +69,15 @@ def render(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -
         figure = Figure(figsize=size, dpi=DOTS, layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")  # arranged once, not for each file again
+        # Through the canvas: `savefig` would walk over everything once more for each file.
+        for kind, write in (
+            ("png", lambda file: FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})),
+            ("svg", lambda file: FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})),
+        ):
             file = io.BytesIO()
-            figure.savefig(file, format=kind, metadata=metadata)
+            write(file)
             files[f"{name}.{kind}"] = file.getvalue()
     return files
 
