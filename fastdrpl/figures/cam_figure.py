@@ -134,7 +134,7 @@ def _row_name(run: str, half: int) -> str:
 
 def _numbers(cams: Sequence[Sequence[Cam]]) -> bytes:
     header = ("run", "index", "row", "file", "role", "class", "logit", "probability", "y", "x", "value")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for cam in (cam for of_run in cams for cam in of_run):
         image = cam.image
         about = (cam.run, image.index, image.row, image.file, cam.role, cam.class_name)

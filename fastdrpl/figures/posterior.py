@@ -94,7 +94,9 @@ def _numbers(runs: Sequence[LossRun]) -> bytes:
 def _rows(run: LossRun, stage: LossStage) -> Iterator[tuple[Any, ...]]:
     """Counts at the middle of each bin, densities (their integral is a share of the samples), p_noisy, gamma."""
     edges, counts = histogram(run, stage)
-    series = [(f"count of {name} samples", (edges[:-1] + edges[1:]) / 2, n) for name, n in counts.items()]
+    series: list[tuple[str, Column, npt.NDArray[Any]]] = [
+        (f"count of {name} samples", (edges[:-1] + edges[1:]) / 2, n) for name, n in counts.items()
+    ]
     series += [(f"density of the {curve.name}", curve.x, curve.density) for curve in stage.curves]
     series.append(("p_noisy", *posterior_curve(stage)))
     for name, x, values in series:

@@ -63,10 +63,11 @@ def render(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    plain = {key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParams if "backend" not in key}
+    plain: Any = {key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParams if "backend" not in key}
     files = {}
-    with matplotlib.rc_context({**plain, **_STYLE, "font.family": list(_fonts())}):
-        figure = Figure(figsize=size, dpi=DOTS, layout="constrained")
+    plain |= {**_STYLE, "font.family": list(_fonts())}
+    with matplotlib.rc_context(plain):
+        figure: Any = Figure(figsize=size, dpi=DOTS, layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure)
         figure.get_layout_engine().execute(figure)
