@@ -1,5 +1,6 @@
 """The command line. A verb is a function here; what it needs is imported inside it, so that help is quick."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastdrpl.config import Config
+    from fastdrpl.folder import RunFolder
 
 HELP = """\
 fastdrpl: train an image classifier from partly wrong labels, and learn which labels are wrong.
@@ -17,6 +19,8 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl report RUN... [--out FILE]            the page about a run: suspects to decide on, charts; runs side by side
+  fastdrpl fix RUN [--fixes FILE] [--out FILE]   corrected labels from what you decided about the suspects
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl figure KIND RUN... --out DIR          the paper's figures of finished runs: losses, cam, doubtful
@@ -118,8 +122,25 @@ def _train(words: list[str]) -> int:
         from fastdrpl.report.facts import read_facts
         from fastdrpl.report.summary import print_summary
 
-        print_summary(read_facts(run_folder(config).path))
+        folder = run_folder(config)
+        print_summary(read_facts(folder.path))
+        if config.labels is not None:
+            from fastdrpl.fixing.summary import print_progress
+
+            print_progress(folder.path)
+        if config.judge == "all":
+            _judge_held_out(folder)
     return 0
+
+
+def _judge_held_out(folder: "RunFolder") -> None:
+    from fastdrpl.held_out import judge_held_out
+
+    found = judge_held_out(folder)
+    if found is None:
+        print("There are no held-out images whose labels may be wrong: --judge all changes nothing.")
+    else:
+        print(f"{found[0]:,} of {found[1]:,} held-out labels look wrong: {folder.held_out[1]}")
 
 
 def parse_training(words: list[str]) -> "Config":
@@ -128,6 +149,7 @@ def parse_training(words: list[str]) -> "Config":
 
     from fastdrpl import config_file
     from fastdrpl.errors import UserError
+    from fastdrpl.noise_config import NoiseConfig
     from fastdrpl.recipes import recipe_named
 
     file, words = _take_option(words, "--config")
@@ -142,6 +164,9 @@ def parse_training(words: list[str]) -> "Config":
     method = str(method or table.get("method", recipe.config.method))
     config = recipe.config_for(method)
     _refuse_flags_of_others(rest, method)
+    if "labels" in table or any(word == "--labels" or word.startswith("--labels=") for word in rest):
+        config = dataclasses.replace(config, noise=NoiseConfig())  # the noise is in the labels
+        table = table if "labels" in table else {k: v for k, v in table.items() if k != "noise"}
     if file is not None:
         table = {**table, "recipe": name, "method": config.method}
         config = config_file.overlay_run(config, table, where=file)
@@ -217,6 +242,15 @@ def _status(words: list[str]) -> int:
     return 0
 
 
+def _report(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.report.command import ReportCommand, report_runs
+
+    report_runs(_parse(tyro.cli, ReportCommand, "fastdrpl report", words))
+    return 0
+
+
 def _predict(words: list[str]) -> int:
     import tyro
 
@@ -224,6 +258,14 @@ def _predict(words: list[str]) -> int:
 
     predict(_parse(tyro.cli, PredictConfig, "fastdrpl predict", words))
     return 0
+
+
+def _fix(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.fixing.command import FixCommand, fix
+
+    return fix(_parse(tyro.cli, FixCommand, "fastdrpl fix", words))
 
 
 def _detect(words: list[str]) -> int:
@@ -296,6 +338,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "recipes": _recipes,
     "status": _status,
+    "report": _report,
+    "fix": _fix,
     "predict": _predict,
     "detect": _detect,
     "figure": _figure,

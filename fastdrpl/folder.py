@@ -19,6 +19,7 @@ from fastdrpl.settings import flatten
 _NOT_IDENTITY = (
     "run",
     "data",
+    "judge",
     "engine.loader",
     "engine.workers",
     "engine.ranks",
@@ -63,6 +64,16 @@ class RunFolder:
     @property
     def labels_csv(self) -> Path:
         return self.path / "labels.csv"
+
+    @property
+    def held_out(self) -> tuple[Path, Path]:
+        """With --judge all: the same two files of the held-out images."""
+        return self.path / "held_out.parquet", self.path / "held_out.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
 
     @property
     def noise(self) -> Path:

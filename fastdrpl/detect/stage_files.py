@@ -3,10 +3,12 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastdrpl.detection import Curve
 from fastdrpl.errors import DataError
 from fastdrpl.files import read_json
 from fastdrpl.loaders.arrays import open_npz, read_npy
@@ -14,6 +16,7 @@ from fastdrpl.loaders.arrays import open_npz, read_npy
 AGAIN = "train again in another --run: the same configuration makes the same file"
 EPOCH_FILE = re.compile(r"epoch-(\d{4,9})\.npy")
 EPOCHS_NAMED = 5
+MOST_POINTS = 100_000  # of a fitted density
 
 Losses = npt.NDArray[np.floating]
 
@@ -26,6 +29,8 @@ class Split:
     p_noisy: npt.NDArray[np.float64]  # (N,)
     doubt: npt.NDArray[np.float64]  # (N,)
     labelled: npt.NDArray[np.bool_]  # (N,)
+    measure: str = "doubt"
+    curves: tuple[Curve, ...] = ()
 
 
 def read_losses(stage: Path, samples: int, *, required: bool) -> Losses | None:
@@ -85,6 +90,11 @@ def read_split(stage: Path, samples: int, *, required: bool) -> Split | None:
             doubt = stored.read("doubt", kinds="f", most=samples)
             labelled = stored.read("labelled", kinds="b", most=samples)
             p_noisy = stored.read("p_noisy", kinds="f", most=samples)
+            curves = [
+                stored.read(name, kinds="f", most=MOST_POINTS)
+                for name in sorted(stored.names)
+                if name.startswith("curve_")
+            ]
     except (ValueError, OSError) as error:
         raise _damaged(path, str(error)) from error
     for values in (doubt, labelled, p_noisy):
@@ -92,13 +102,24 @@ def read_split(stage: Path, samples: int, *, required: bool) -> Split | None:
     for numbers in (doubt, p_noisy):
         _check_numbers(path, numbers)
     facts = read_json(about) if _is_there(about, True) else {}
-    name = facts.get("detector") if isinstance(facts, dict) else None
+    facts = facts if isinstance(facts, dict) else {}
+    name, names = _text(facts, "detector", "detection"), facts.get("curves", [])
+    if len(names) != len(curves) or any(curve.ndim != 2 or len(curve) != 2 for curve in curves):
+        raise _damaged(path, f"{len(curves)} fitted densities, {len(names)} in {about.name}")
+    fitted = tuple(Curve(str(name), *curve) for name, curve in zip(names, curves, strict=True))
     return Split(
-        name if isinstance(name, str) else "detection",
+        name,
         p_noisy.astype(np.float64),
         doubt.astype(np.float64),
         labelled,
+        _text(facts, "measure", "doubt"),
+        fitted,
     )
+
+
+def _text(facts: dict[str, Any], key: str, default: str) -> str:
+    value = facts.get(key)
+    return value if isinstance(value, str) else default
 
 
 def _is_there(path: Path, required: bool) -> bool:
