@@ -109,8 +109,8 @@ def _noise(folder: RunFolder, labels: Labels) -> str:
     if not known.any():
         return "truth unknown"
     kind = stored_config(folder).noise.kind
-    said = "" if kind == "none" else f"{kind.replace('_ood', ' out-of-distribution')} noise, "
-    return f"{said}{noisy.sum() / known.sum():.0%} of the labels wrong"
+    said = "" if kind == "none" else f"{kind.replace('_ood', ' OOD')} noise: "
+    return f"{said}{noisy.sum() / known.sum():.0%} wrong"
 
 
 def _read_stage(folder: RunFolder, stage: StageName, labels: Labels, given: Mapping[str, int]) -> LossStage:

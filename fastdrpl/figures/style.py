@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastdrpl.console import warn
@@ -20,6 +20,7 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
 )
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#000000", GREY)
 DOTS = 150  # an inch
+ACROSS = 4  # panels in a row, at most
 
 _STYLE: dict[str, Any] = {
     "font.size": 9.0,
@@ -81,6 +82,18 @@ def render(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -
             write(file)
             files[f"{name}.{kind}"] = file.getvalue()
     return files
+
+
+def arrange(lengths: Sequence[int]) -> tuple[int, int, list[tuple[int, int]]]:
+    """Rows and columns for groups of so many panels each, and the (row, column) of every panel, group after group.
+
+    A group has a row of its own; groups of one panel stand side by side.
+    """
+    if max(lengths) > 1:
+        places = [(row, column) for row, length in enumerate(lengths) for column in range(length)]
+        return len(lengths), max(lengths), places
+    across = min(ACROSS, len(lengths))
+    return -(-len(lengths) // across), across, [divmod(k, across) for k in range(len(lengths))]
 
 
 def legible(text: str, most: int = 0) -> str:
