@@ -240,7 +240,9 @@ def test_the_doubtful_images_are_the_first_suspects_of_each_class(run, tmp_path)
 
 @pytest.mark.usefixtures("unpainted")
 def test_without_classes_those_with_most_suspects_are_shown(run, tmp_path):
-    assert main(["figure", "doubtful", str(run), "--out", str(tmp_path)]) == 0
+    shutil.copytree(run / "data", tmp_path / "moved")
+    words = ["figure", "doubtful", str(run), "--data", str(tmp_path / "moved")]
+    assert main([*words, "--out", str(tmp_path)]) == 0
     table = pyarrow.parquet.read_table(run / "labels.parquet").to_pandas()
     share = (~table.labelled).groupby(table.given_name).mean()
     shown = list(dict.fromkeys(line["class"] for line in read(tmp_path / "doubtful.csv")))
@@ -340,7 +342,7 @@ def test_the_test_split_tests_where_it_has_the_classes_and_shown_images_never_tr
     opened, data = open_run(run), open_dataset(run / "data")
     command = ProbeCommand(runs=(run,), data=run / "data", seen=True, classes=4, seed=5)
     task = choose_task(command, data, [opened])
-    assert task.test.split.name == "test" and len(task.names) == 4
+    assert task.test.split.name == "test" and len(task.names) == 4 and not task.unseen
     assert not np.isin(task.train.rows, opened.labels.source_row).any()
     again = choose_task(command, data, [opened])
     assert again.names == task.names and np.array_equal(again.train.rows, task.train.rows)

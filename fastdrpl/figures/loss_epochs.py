@@ -126,9 +126,8 @@ def _mark_stages(
         if stage.given_epochs is not None and 0 < stage.given_epochs < len(own):
             place.axvline(own[0] + stage.given_epochs - 0.5, color="0.35", lw=0.9, ls=":")
         if named:
-            middle = (own[0] + own[-1]) / 2
             ends = place.get_xaxis_transform()
-            place.text(middle, 0.98, legible(stage.name), transform=ends, ha="center", va="top", fontsize=7.5)
+            place.text(own[0], 1.0, legible(stage.name), transform=ends, ha="left", va="top", fontsize=8)
 
 
 def _all_handles(grid: Any) -> tuple[list[Any], list[str]]:
