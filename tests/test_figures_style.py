@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fastdrpl.figures import style
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from fastdrpl.errors import DataError
 from fastdrpl.figures.cam import PREDICTED, Cam, Chosen, cams_of, choose_test, choose_train
 from fastdrpl.figures.command import CamFigure
 from fastdrpl.figures.loss_files import names_of
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.pictures import show_picture
 from fastdrpl.figures.style import legible, render
 from fastdrpl.opening import open_run

@@ -9,7 +9,7 @@ import numpy as np
 from fastdrpl.detect.stage_files import read_column
 from fastdrpl.figures.loss_files import LossRun, LossStage, finite
 from fastdrpl.figures.losses import COLOURS, title_of
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.style import GREEN, PURPLE, arrange, legible, render
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrpl.figures.loss_files import LossRun, finite, moments
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.style import BLUE, GREY, SKY, VERMILLION, arrange, legible, render
 
 BINS = 50

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from fastdrpl.figures.loss_files import LossRun, LossStage, finite
 from fastdrpl.figures.losses import BINS, COLOURS, title_of
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.style import GREEN, PURPLE, arrange, legible, render
 
 _POINTS = 400  # of the posterior: more cannot be told apart

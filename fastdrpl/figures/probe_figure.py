@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.probe_fit import Probe
 from fastdrpl.figures.probe_task import Task
 from fastdrpl.figures.style import CYCLE, in_legend, render
