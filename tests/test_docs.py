@@ -34,6 +34,7 @@ from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
 from fastdrpl.report.command import ReportCommand
+from fastdrpl.watch import StatusConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -74,6 +75,7 @@ SETTINGS = (
     CamFigure,
     DoubtfulFigure,
     ProbeCommand,
+    StatusConfig,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 

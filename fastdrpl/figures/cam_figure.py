@@ -90,11 +90,13 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def _overlay(place: Any, cam: Cam, size: tuple[int, int]) -> None:
-    """The map from its least to its largest value, brought to the size of the image."""
+    """The map from its least to its largest value, brought to the size of the image; nothing where these are one."""
     if cam.values is None:
         return
     low, high = float(cam.values.min()), float(cam.values.max())
-    scaled = (cam.values - low) / (high - low if high > low else 1.0)
+    if high <= low:  # of an image so small that its last map is one pixel
+        return
+    scaled = (cam.values - low) / (high - low)
     enlarged = torch.nn.functional.interpolate(
         torch.from_numpy(scaled)[None, None], size=size, mode="bilinear", align_corners=False
     )
