@@ -29,6 +29,8 @@ from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
 from fastdrpl.exports.verb import ExportConfig
+from fastdrpl.figures.command import CamFigure, DoubtfulFigure, LossesFigure
+from fastdrpl.figures.probe import ProbeCommand
 from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
@@ -71,6 +73,10 @@ SETTINGS = (
     FixCommand,
     CompareConfig,
     ReportCommand,
+    LossesFigure,
+    CamFigure,
+    DoubtfulFigure,
+    ProbeCommand,
     StatusConfig,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
