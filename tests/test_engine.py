@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import hashlib
 import io
 import json
@@ -36,15 +35,6 @@ WORDS = [
     *("--drpl.semi1.epochs", "2", "--drpl.semi1.milestones", "2", "--drpl.semi2.epochs", "3"),
     *("--drpl.semi2.milestones", "3", "--drpl.average", "2", "--drpl.gamma1", "0.5", "--noise.ratio", "0.2"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """Every new learner collects garbage; what the tests before this module left behind is not looked at again."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
