@@ -31,7 +31,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-
 @functools.cache
 def _find_source(looked_up: Any, find: Any = inspect.findsource) -> tuple[Any, OSError | None]:
     try:

@@ -45,6 +45,7 @@ def check_tree(base: Path, seed: int, capsys: pytest.CaptureFixture[str]) -> boo
         store=chance.choice(["raw", "jpeg"]),
         test_fraction=chance.choice([0.0, 0.0, 0.3]),
     )
+    capsys.readouterr()
     try:
         dataset = prepare(config)
     except UserError as error:

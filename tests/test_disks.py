@@ -88,7 +88,9 @@ def check_fault(fault: Fault, moment: int, words, run: Path, unbroken: Path, cap
     return True
 
 
-@pytest.mark.parametrize(("number", "fault"), list(enumerate(FAULTS)), ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(
+    ("number", "fault"), list(enumerate(FAULTS)), ids=lambda value: getattr(value, "name", "")
+)
 def test_a_refusal_in_the_middle_of_a_run(words, unbroken, tmp_path, capsys, number, fault):
     """R17: twelve faults of a file system, each at some moment of a run."""
     calls = json.loads((unbroken.parent / "calls.json").read_text())
@@ -171,7 +173,9 @@ def test_a_disk_that_fills_up_in_a_whole_run(words, unbroken, tmp_path):
     size = sum(path.stat().st_size for path in list_checkpoints(unbroken / "checkpoints")[-1].iterdir())
     (tmp_path / "disk").mkdir()
     out = tmp_path / "facts.json"
-    process = toy.FORKS.Process(target=on_a_small_disk, args=(words, tmp_path / "disk", 3 * size // 1024, out))
+    process = toy.FORKS.Process(
+        target=on_a_small_disk, args=(words, tmp_path / "disk", 3 * size // 1024, out)
+    )
     process.start()
     process.join(120)
     facts = json.loads(out.read_text())
