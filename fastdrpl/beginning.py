@@ -1,15 +1,16 @@
 """The beginning of a run: everything that may be refused is opened and checked before the folder is written to."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from fastdrpl.checkpoint import list_checkpoints, remove_leftovers
 from fastdrpl.config import Config
 from fastdrpl.console import say, warn
-from fastdrpl.errors import DataError
+from fastdrpl.errors import DataError, UserError
 from fastdrpl.eyes import Eyes
 from fastdrpl.files import read_json, write_json
+from fastdrpl.fixing.origin import FIELD
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, is_bound
 from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.dataset import Dataset
@@ -62,9 +63,16 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     the embedded digits."""
     if machine.main:
         say(f"run folder {folder.path}")
+    recipe = recipe_named(config.recipe)
+    if recipe.label_file and config.noise.file is None:
+        raise UserError(
+            f"the recipe {recipe.name} trains on labels from a file, {recipe.label_file}",
+            where="noise.file",
+            fix="give --noise.file FILE --noise.file_column SET (its authors publish it at noisylabels.com)",
+        )
     with machine.main_first():
         data = open_data(config, folder)
-    if machine.main and data.source.kind not in recipe_named(config.recipe).kinds:
+    if machine.main and data.source.kind not in recipe.kinds:
         warn(f"the recipe is {config.recipe}, the data are {data.source.kind}")
     train, test = training_view(config, data), test_view(config, data)
     transform = resolve_transform(config.augment, data)
@@ -101,12 +109,14 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
         labels = beginning.train.labels
         labels.save(folder.noise)
         write_json(folder.noise_rates, achieved(labels))
+        origin = {} if beginning.train.origin is None else {FIELD: asdict(beginning.train.origin)}
         write_json(
             folder.manifest,
             {
                 "schema": MANIFEST_VERSION,
                 "identity": beginning.state.identity,
                 "data": str(beginning.data.path.resolve()),
+                **origin,
                 "samples": len(labels),
                 "classes": list(labels.class_names),
                 "machine": machine.describe(),

@@ -1,5 +1,6 @@
 """The command line. A verb is a function here; what it needs is imported inside it, so that help is quick."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from fastdrpl.terminal import accept_everything, refusal
 
 if TYPE_CHECKING:
     from fastdrpl.config import Config
+    from fastdrpl.folder import RunFolder
 
 HELP = """\
 fastdrpl: train an image classifier from partly wrong labels, and learn which labels are wrong.
@@ -19,8 +21,12 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
   fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl report RUN... [--out FILE]            the page about a run: suspects to decide on, charts; runs side by side
+  fastdrpl fix RUN [--fixes FILE] [--out FILE]   corrected labels from what you decided about the suspects
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
+  fastdrpl figure KIND RUN... --out DIR          the paper's figures of finished runs: losses, cam, doubtful
+  fastdrpl probe RUN... --data DIR               what the features of a run are worth for classes it never saw
   fastdrpl confusion --images DIR --out FILE     which ImageNet class is taken for which, for its non-uniform noises
   fastdrpl bench loaders --data DIR              how fast each loader feeds your data here, and which to take
   fastdrpl doctor [PATH]                         what this machine has, what is missing and what installs it
@@ -117,8 +123,25 @@ def _train(words: list[str]) -> int:
         from fastdrpl.report.facts import read_facts
         from fastdrpl.report.summary import print_summary
 
-        print_summary(read_facts(run_folder(config).path))
+        folder = run_folder(config)
+        print_summary(read_facts(folder.path))
+        if config.labels is not None:
+            from fastdrpl.fixing.summary import print_progress
+
+            print_progress(folder.path)
+        if config.judge == "all":
+            _judge_held_out(folder)
     return 0
+
+
+def _judge_held_out(folder: "RunFolder") -> None:
+    from fastdrpl.held_out import judge_held_out
+
+    found = judge_held_out(folder)
+    if found is None:
+        print("There are no held-out images whose labels may be wrong: --judge all changes nothing.")
+    else:
+        print(f"{found[0]:,} of {found[1]:,} held-out labels look wrong: {folder.held_out[1]}")
 
 
 def parse_training(words: list[str]) -> "Config":
@@ -127,6 +150,7 @@ def parse_training(words: list[str]) -> "Config":
 
     from fastdrpl import config_file
     from fastdrpl.errors import UserError
+    from fastdrpl.noise_config import NoiseConfig
     from fastdrpl.recipes import recipe_named
 
     file, words = _take_option(words, "--config")
@@ -141,6 +165,9 @@ def parse_training(words: list[str]) -> "Config":
     method = str(method or table.get("method", recipe.config.method))
     config = recipe.config_for(method)
     _refuse_flags_of_others(rest, method)
+    if "labels" in table or any(word == "--labels" or word.startswith("--labels=") for word in rest):
+        config = dataclasses.replace(config, noise=NoiseConfig())  # the noise is in the labels
+        table = table if "labels" in table else {k: v for k, v in table.items() if k != "noise"}
     if file is not None:
         table = {**table, "recipe": name, "method": config.method}
         config = config_file.overlay_run(config, table, where=file)
@@ -216,6 +243,15 @@ def _status(words: list[str]) -> int:
     return 0
 
 
+def _report(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.report.command import ReportCommand, report_runs
+
+    report_runs(_parse(tyro.cli, ReportCommand, "fastdrpl report", words))
+    return 0
+
+
 def _predict(words: list[str]) -> int:
     import tyro
 
@@ -225,12 +261,47 @@ def _predict(words: list[str]) -> int:
     return 0
 
 
+def _fix(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.fixing.command import FixCommand, fix
+
+    return fix(_parse(tyro.cli, FixCommand, "fastdrpl fix", words))
+
+
 def _detect(words: list[str]) -> int:
     import tyro
 
     from fastdrpl.detect.command import DetectCommand, detect_runs
 
     return detect_runs(_parse(tyro.cli, DetectCommand, "fastdrpl detect", words))
+
+
+def _figure(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.errors import UserError
+    from fastdrpl.figures.command import FIGURES
+    from fastdrpl.names import nearest
+
+    kind, rest = _split_name(words, f"figure {'|'.join(FIGURES)} RUN...")
+    if kind not in FIGURES:
+        if not kind:
+            print(f"usage: fastdrpl figure {'|'.join(FIGURES)} RUN... --out DIR   (each has --help)")
+            return 0
+        raise UserError(
+            f"there is no figure {kind!r}{nearest(kind, FIGURES)}", fix=f"one of {', '.join(FIGURES)}"
+        )
+    settings, draw = FIGURES[kind]
+    return draw(_parse(tyro.cli, settings, f"fastdrpl figure {kind}", rest))
+
+
+def _probe(words: list[str]) -> int:
+    import tyro
+
+    from fastdrpl.figures.probe import ProbeCommand, probe
+
+    return probe(_parse(tyro.cli, ProbeCommand, "fastdrpl probe", words))
 
 
 def _bench(words: list[str]) -> int:
@@ -268,8 +339,12 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "recipes": _recipes,
     "status": _status,
+    "report": _report,
+    "fix": _fix,
     "predict": _predict,
     "detect": _detect,
+    "figure": _figure,
+    "probe": _probe,
     "confusion": _confusion,
     "bench": _bench,
     "doctor": _doctor,

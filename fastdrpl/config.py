@@ -12,6 +12,7 @@ from typing import Annotated, Literal, cast
 
 import tyro
 
+from fastdrpl.errors import UserError
 from fastdrpl.noise_config import NoiseConfig
 from fastdrpl.settings import COUNT, POSITIVE, SHARE, WEIGHT, check, setting
 
@@ -139,8 +140,13 @@ class Config:
         "final", "own: losses are used after the last epoch only; C takes them after each"
     )
     """Take the losses of all samples after a stage's last epoch only, or after each (for figures)."""
+    judge: Literal["training", "all"] = "training"
+    """all = say of held-out images too which labels look wrong, by the final network (held_out.csv in the run folder);
+    for data whose test labels are as unchecked as the others."""
     test_every: int = setting(1, "C", COUNT)
     """Test after every this many epochs, and after the last of a stage; 0 = after the last only."""
+    labels: Path | None = None
+    """Labels to train on, as `fastdrpl fix` writes them: with the samples of this file, and no noise is added."""
     noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -151,6 +157,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.labels is not None and (self.noise.kind != "none" or self.noise.file is not None):
+            raise UserError(
+                "labels of a file are trained on as they are: no noise is added to them",
+                where=f"--labels {self.labels}",
+                fix="leave --noise... out, or --labels",
+            )
 
 
 @functools.cache

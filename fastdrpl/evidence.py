@@ -28,7 +28,8 @@ def keep_evidence(
     if losses is not None:
         write_losses(folder / "losses.npy", losses)
     file = io.BytesIO()
-    np.savez(file, p_noisy=found.p_noisy, labelled=found.labelled, doubt=found.doubt)
+    curves = {f"curve_{k}": [curve.x, curve.density] for k, curve in enumerate(found.evidence.curves())}
+    np.savez(file, p_noisy=found.p_noisy, labelled=found.labelled, doubt=found.doubt, **curves)  # type: ignore[arg-type]
     write_atomic(folder / "detection.npz", file.getvalue())
     write_json(folder / "detection.json", _describe(detector, found, figures, labels))
     draw_histogram(folder / "histogram.png", found, labels, title=_title(name, found))
@@ -60,6 +61,8 @@ def _describe(
     per_class = np.bincount(labels.given[found.labelled], minlength=len(labels.class_names))
     return {
         "detector": re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(detector).__name__).lower(),
+        "measure": found.measure,
+        "curves": [curve.name for curve in found.evidence.curves()],
         **figures,
         **found.evidence.to_json(),
         "labelled_per_class": per_class.tolist(),

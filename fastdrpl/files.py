@@ -94,6 +94,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise explain_write_error(error, path) from error
 
 
+def make_folder(path: Path) -> None:
+    """A folder, with those above it. Raises UserError where there can be none of this name."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_write_error(error, path) from error
+
+
 def dump_json(value: Any) -> bytes:
     """Strict JSON as bytes, always the same for the same value. Raises ValueError for nan and infinities."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -19,6 +19,7 @@ from fastdrpl.settings import flatten
 _NOT_IDENTITY = (
     "run",
     "data",
+    "judge",
     "engine.loader",
     "engine.workers",
     "engine.ranks",
@@ -63,6 +64,16 @@ class RunFolder:
     @property
     def labels_csv(self) -> Path:
         return self.path / "labels.csv"
+
+    @property
+    def held_out(self) -> tuple[Path, Path]:
+        """With --judge all: the same two files of the held-out images."""
+        return self.path / "held_out.parquet", self.path / "held_out.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
 
     @property
     def noise(self) -> Path:
@@ -168,7 +179,7 @@ def claim(folder: RunFolder, config: Config) -> None:
 
 def _differing(folder: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
     """The fields that decide the result and are not as they were: name -> (there, now)."""
-    before, now = identity_of(_stored(folder)), identity_of(config)
+    before, now = identity_of(stored_config(folder)), identity_of(config)
     return {
         name: (before.get(name), now.get(name))
         for name in sorted({*before, *now})
@@ -181,7 +192,7 @@ def is_bound(folder: RunFolder) -> bool:
     return folder.result.exists() or bool(list_checkpoints(folder.checkpoints))
 
 
-def _stored(folder: RunFolder) -> Config:
+def stored_config(folder: RunFolder) -> Config:
     """The configuration in a run folder, also of runs from before a setting had its present name."""
     from fastdrpl.recipes import recipe_named
 

@@ -1,9 +1,10 @@
 """The labels of a view: what the trainer is told, what is right, and which pixels are shown."""
 
+import codecs
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ UNKNOWN = -1  # the right class is not known
 OUTSIDE = -2  # the image belongs to none of the classes
 _COLUMNS = ("index", "row", "given", "truth")
 _NAMES_LINE = b"# class_names: "
+_MOST_COMMENTS = 16  # lines before the names of columns
 _MOST = 1 << 27  # samples in a file where nobody knows how many there should be
 _FEW = 1 << 20  # samples of which a file may always hold more than wanted: then it is said how many
 _LONGEST_NAMES = 1 << 24  # bytes of all class names
@@ -196,33 +198,53 @@ def _read_npz(path: Path, most: int) -> _Table:
 
 
 def _encode_csv(labels: Labels) -> bytes:
+    return encode_csv(labels)
+
+
+def encode_csv(
+    labels: Labels, *, comments: Sequence[str] = (), more: Mapping[str, Sequence[str | None]] | None = None
+) -> bytes:
+    """The bytes of a .csv label file. `comments`: further lines at its head; `more`: further columns of N texts."""
     import pyarrow
     import pyarrow.csv
 
-    buffer = io.BytesIO(_NAMES_LINE + json.dumps(labels.class_names).encode() + b"\n")
+    head = [_NAMES_LINE.decode() + json.dumps(labels.class_names), *comments]
+    buffer = io.BytesIO("".join(f"{line}\n" for line in head).encode())
     buffer.seek(0, io.SEEK_END)
-    options = pyarrow.csv.WriteOptions(quoting_style="none")
-    pyarrow.csv.write_csv(pyarrow.table(_columns(labels)), buffer, options)
+    texts = {name: pyarrow.array(values, pyarrow.string()) for name, values in (more or {}).items()}
+    options = pyarrow.csv.WriteOptions(quoting_style="needed" if texts else "none")
+    pyarrow.csv.write_csv(pyarrow.table({**_columns(labels), **texts}), buffer, options)
     return buffer.getvalue()
+
+
+def read_comments(path: Path) -> list[bytes]:
+    """The lines with `#` at the head of a .csv label file, without their ends. Raises OSError."""
+    comments = []
+    with open(path, "rb") as file:
+        line = file.readline().removeprefix(codecs.BOM_UTF8)
+        while line.startswith(b"#") and len(comments) < _MOST_COMMENTS:
+            comments.append(line.rstrip(b"\r\n"))
+            line = file.readline()
+    return comments
 
 
 def _read_csv(path: Path, most: int) -> _Table:
     import pyarrow
     import pyarrow.csv
 
-    with open(path, "rb") as file:
-        first = file.readline()
-    has_names = first.startswith(_NAMES_LINE)
+    comments = read_comments(path)
     table = pyarrow.csv.read_csv(
         path,
-        read_options=pyarrow.csv.ReadOptions(skip_rows=1 if has_names else 0),
+        read_options=pyarrow.csv.ReadOptions(skip_rows=len(comments)),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types={name: pyarrow.int64() for name in _COLUMNS}, include_columns=list(_COLUMNS)
         ),
     )
     _check_rows(len(table), most)
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
-    return columns, _names_from_json(first[len(_NAMES_LINE) :]) if has_names else None
+    named = [line[len(_NAMES_LINE) :] for line in comments if line.startswith(_NAMES_LINE)]
+    return columns, _names_from_json(named[0]) if named else None
 
 
 def _encode_parquet(labels: Labels) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fastdrpl.fixing.origin import origin_of_file
 from fastdrpl.kernels.philox import Stream, permutation, uniform, words
 from fastdrpl.label_files import Rows, is_foreign, read_labels
 from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels, load_labels
@@ -305,6 +306,13 @@ def _labels_from_file(
     path: Path, truth: np.ndarray, source_row: np.ndarray, class_names: tuple[str, ...]
 ) -> Labels:
     """Labels exported earlier, if they are of these data: same rows and, where both know it, same truth."""
+    origin = origin_of_file(path)
+    if origin is not None and origin.dropped:
+        raise UserError(
+            f"the label file leaves {len(origin.dropped):,} images out, which --noise.file cannot",
+            where=str(path),
+            fix=f"give it as --labels {path}",
+        )
     labels = load_labels(path, samples=len(truth), class_names=class_names)
     rows_differ = (labels.source_row != source_row) & (
         labels.truth != OUTSIDE

@@ -37,18 +37,33 @@ class OpenRun:
         return load_labels(self.folder.noise)
 
     @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """Of the prepared data that the run had, wherever they lie now."""
+        return str(read_json(self.folder.manifest)["identity"]["data"])
+
+    @functools.cached_property
     def data(self) -> Dataset:
-        """The prepared data set. Raises `DataError` where it is not there, or is not the one that the run had."""
-        manifest = read_json(self.folder.manifest)
-        place = self.moved if self.moved is not None else Path(manifest["data"])
-        data = open_dataset(place)
-        if data.fingerprint != manifest["identity"]["data"]:
-            raise DataError(
-                "these are not the images that the run was trained on",
-                where=str(place),
-                fix="say where they are now with --data",
-            )
-        return data
+        """See `open_data_of`."""
+        return open_data_of(self.folder, self.moved)
+
+
+def open_data_of(folder: RunFolder, moved: Path | None = None) -> Dataset:
+    """The prepared data set of a run, at `moved` or where it was; an embedded one goes with its folder.
+
+    Raises `UserError` or `DataError` where it is not there, is damaged, or is not the one that the run had.
+    """
+    manifest = read_json(folder.manifest)
+    place = moved if moved is not None else Path(manifest["data"])
+    if moved is None and not place.exists() and folder.prepared.exists():
+        place = folder.prepared
+    data = open_dataset(place)
+    if data.fingerprint != manifest["identity"]["data"]:
+        raise DataError(
+            "these are not the images that the run was trained on",
+            where=str(place),
+            fix="say where they are now with --data",
+        )
+    return data
 
 
 def open_run(path: Path, *, data: Path | None = None) -> OpenRun:

@@ -22,7 +22,9 @@ from fastdrpl.settings import flatten, sources
 class Recipe:
     """A named configuration; `sources` overrides where a number comes from.
 
-    `kinds`: what `fastdrpl prepare` calls the data it is made for; default: as the recipe.
+    `kinds`: what `fastdrpl prepare` calls the data it is made for; default: as the recipe. `like`: the recipe whose
+    changes of a method's settings it takes; default: its own. `label_file`: where its labels are published, if it
+    needs a file of them.
     """
 
     name: str
@@ -30,9 +32,12 @@ class Recipe:
     config: Config
     sources: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
+    like: str = ""
+    label_file: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", self.kinds or (self.name,))
+        object.__setattr__(self, "like", self.like or self.name)
 
     def source(self, name: str) -> str:
         """Where the number of a dotted field comes from; empty for fields that do not change a result."""
@@ -44,7 +49,7 @@ class Recipe:
         common: dict[str, Any] = {
             item.name: getattr(self.config, item.name) for item in dataclasses.fields(Config)
         }
-        common |= {"method": chosen.name, chosen.section: chosen.settings_for(self.name)}
+        common |= {"method": chosen.name, chosen.section: chosen.settings_for(self.like)}
         return config_class(chosen.section, chosen.settings)(**common)
 
 
@@ -64,6 +69,23 @@ def cifar100() -> Recipe:
         augment=AugmentConfig(size=32, pad=4, flip="yes"),
     )
     return Recipe("cifar100", "CIFAR-100; DRPL takes 575 epochs", config)
+
+
+def cifar10n() -> Recipe:
+    """CIFAR-10N: CIFAR-10 with the labels that people on the internet gave (Wei et al., ICLR 2022)."""
+    return _relabelled(cifar10(), "CIFAR-10_human.pt: aggre_label, random_label1 to 3, worse_label")
+
+
+def cifar100n() -> Recipe:
+    """CIFAR-100N: CIFAR-100 with the labels that people on the internet gave (Wei et al., ICLR 2022)."""
+    return _relabelled(cifar100(), "CIFAR-100_human.pt: noisy_label, noisy_coarse_label")
+
+
+def _relabelled(base: Recipe, label_file: str) -> Recipe:
+    name = f"{base.name}n"
+    config = dataclasses.replace(base.config, recipe=name)
+    summary = f"{base.summary.partition(';')[0]} with labels that people gave: --noise.file"
+    return Recipe(name, summary, config, base.sources, base.kinds, base.name, label_file)
 
 
 def imagenet32() -> Recipe:
@@ -136,7 +158,7 @@ def digits() -> Recipe:
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     recipe.__name__: recipe
-    for recipe in (digits, cifar10, cifar100, imagenet32, imagenet64, webvision, folder)
+    for recipe in (digits, cifar10, cifar100, cifar10n, cifar100n, imagenet32, imagenet64, webvision, folder)
 }
 
 
@@ -161,8 +183,8 @@ def describe(recipe: Recipe) -> list[tuple[str, str, str]]:
 def describe_method(recipe: Recipe, method: str) -> list[tuple[str, str, str]]:
     """Every number of a method in a recipe: (dotted field, value, source)."""
     chosen = load_method(method)
-    given = chosen.sources_for(recipe.name)
-    values = flatten(chosen.settings_for(recipe.name), f"{chosen.section}.")
+    given = chosen.sources_for(recipe.like)
+    values = flatten(chosen.settings_for(recipe.like), f"{chosen.section}.")
     return [(name, _text(value), given[name]) for name, value in values.items()]
 
 

@@ -4,15 +4,17 @@ from typing import Any
 
 import numpy as np
 
+from fastdrpl.console import warn
 from fastdrpl.export import write_export
 from fastdrpl.eyes import Eyes, probabilities
 from fastdrpl.files import write_json
-from fastdrpl.folder import fingerprint_of
+from fastdrpl.folder import RunFolder, fingerprint_of
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Purpose
 from fastdrpl.looks import loss_column
 from fastdrpl.methods import load_method
 from fastdrpl.records import StageRecord
+from fastdrpl.report.command import write_report
 from fastdrpl.report.table import build_table, write_table
 from fastdrpl.stages import Stage
 from fastdrpl.state import RunState
@@ -22,7 +24,7 @@ RESULT_VERSION = 1
 
 
 def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes) -> dict[str, Any]:
-    """Write export/, labels.parquet, labels.csv and result.json (last: its presence says that the run is finished)."""
+    """Write export/, labels.parquet, labels.csv, result.json (which says that the run is finished) and report.html."""
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
     labels, store = train.labels, state.store
     labelled = store["labelled"].cpu().numpy()
@@ -47,8 +49,17 @@ def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes:
         write_export(state.folder.export, state, data, train, eyes.transform)
         write_json(state.folder.result, result)
         state.folder.progress.unlink(missing_ok=True)
+        _write_report(state.folder)
     state.machine.wait()
     return result
+
+
+def _write_report(folder: RunFolder) -> None:
+    """The page about the run. The run is finished by now: whatever is wrong with its page must not undo that."""
+    try:
+        write_report(folder.path, folder.report)
+    except Exception as error:
+        warn(f"there is no report: {error}; `fastdrpl report {folder.path}` tries again")
 
 
 def _describe(

@@ -1,18 +1,23 @@
 """What a run trains and tests on: a prepared dataset, chosen rows of it and their labels."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from fastdrpl.config import Config
 from fastdrpl.errors import DataError, UserError
+from fastdrpl.fixing.corrected import load_corrected
+from fastdrpl.fixing.origin import Origin
 from fastdrpl.folder import RunFolder
 from fastdrpl.imagenet import split_classes
 from fastdrpl.kernels.philox import permutation
+from fastdrpl.label_files import is_foreign
 from fastdrpl.labels import OUTSIDE, UNKNOWN, Labels
 from fastdrpl.loaders.dataset import Dataset, Split, open_dataset
 from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.noise import Pool, draw_noise
+from fastdrpl.noise_config import NoiseConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class View:
     split: Split
     labels: Labels
     notes: tuple[str, ...] = ()  # lines for the user
+    origin: Origin | None = None  # of labels that were corrected
 
 
 @dataclass(frozen=True)
@@ -43,24 +49,60 @@ def training_view(config: Config, dataset: Dataset) -> View:
     added; else the truth is unknown. Raises `UserError` or `DataError` where the noise does not fit the data.
     """
     split, classes = dataset.split("train"), _classes(config, dataset)
+    pool = _pool(split, classes, dataset.class_names) if len(classes.outside) else None
+    if config.labels is not None and not is_foreign(config.labels):
+        return _corrected_view(config.labels, config, dataset, classes, pool)
+    noise = config.noise if config.labels is None else NoiseConfig(file=config.labels)
     rows = _rows(split, classes, config.limit, config.seed, view=0)
     label = classes.number[split.label[rows]]
-    adds_noise = config.noise.kind != "none"
+    adds_noise = noise.kind != "none"
     truth = label if dataset.source.labels_checked or adds_noise else np.full_like(label, UNKNOWN)
-    pool = _pool(split, classes, dataset.class_names) if len(classes.outside) else None
     labels = draw_noise(
         truth,
         rows,
         classes.names,
-        config.noise,
+        noise,
         given=label,
         superclass=dataset.superclass,
         pool=pool,
         total=len(split),
-        ids=dataset.ids("train") if config.noise.file is not None else None,
+        ids=dataset.ids("train") if noise.file is not None else None,
     )
-    _check_rows(labels, rows, split, pool, str(config.noise.file))
-    return View(split, labels, (*_notes(labels, pool), *_file_notes(config, labels, label)))
+    _check_rows(labels, rows, split, pool, str(noise.file))
+    return View(split, labels, (*_notes(labels, pool), *_file_notes(noise, labels, label)))
+
+
+def _corrected_view(
+    path: Path, config: Config, dataset: Dataset, classes: _Classes, pool: Pool | None
+) -> View:
+    """The samples of a label file, as it has them: those that it leaves out are in no view."""
+    split = dataset.split("train")
+    labels, origin = load_corrected(path, dataset, classes.names)
+    here = np.flatnonzero(split.valid & (classes.number[split.label] >= 0))
+    outside = np.flatnonzero(split.valid) if pool is None else pool.rows
+    shown = labels.source_row
+    lost = np.where(labels.truth == OUTSIDE, ~np.isin(shown, outside), ~np.isin(shown, here))
+    if lost.any():
+        raise DataError(
+            f"the labels are for row {shown[lost.argmax()]}, which is no training image of this data set "
+            f"({len(here):,} of its {len(split):,} rows are)",
+            where=str(path),
+            fix="use the label file that was made for this data set",
+        )
+    labels = _limited(labels, config)
+    label = classes.number[split.label[labels.source_row]]
+    notes = [*_notes(labels, pool), *_file_notes(NoiseConfig(file=path), labels, label)]
+    if origin is not None and origin.dropped:
+        notes.append(f"{len(origin.dropped):,} images were dropped by `fastdrpl fix` and are not trained on")
+    return View(split, labels, tuple(notes), origin)
+
+
+def _limited(labels: Labels, config: Config) -> Labels:
+    if not 0 < config.limit < len(labels):
+        return labels
+    chosen = _drawn(len(labels), config.limit, config.seed, view=0)
+    arrays = (values[chosen] for values in (labels.given, labels.truth, labels.source_row))
+    return Labels(*arrays, labels.class_names)
 
 
 def test_view(config: Config, dataset: Dataset) -> View | None:
@@ -100,10 +142,12 @@ def _rows(split: Split, classes: _Classes, limit: int, seed: int, *, view: int) 
         if split.valid.any():
             what, fix = "image of the paper's classes", "prepare all of ImageNet, or use --classes all"
         raise DataError(f"the {split.name} split has no {what}", where=str(split.path), fix=fix)
-    if not 0 < limit < len(rows):
-        return rows
-    drawn = permutation(Pass(seed, 0, 0, Purpose.limit, view).stream, len(rows))[:limit]
-    return rows[np.sort(drawn)]
+    return rows[_drawn(len(rows), limit, seed, view=view)] if 0 < limit < len(rows) else rows
+
+
+def _drawn(count: int, limit: int, seed: int, *, view: int) -> np.ndarray:
+    """`limit` of `count` positions, drawn by the seed; in order."""
+    return np.sort(permutation(Pass(seed, 0, 0, Purpose.limit, view).stream, count)[:limit])
 
 
 def _check_rows(labels: Labels, rows: np.ndarray, split: Split, pool: Pool | None, file: str) -> None:
@@ -142,11 +186,11 @@ def _notes(labels: Labels, pool: Pool | None) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _file_notes(config: Config, labels: Labels, label: np.ndarray) -> list[str]:
+def _file_notes(noise: NoiseConfig, labels: Labels, label: np.ndarray) -> list[str]:
     """The noise that a label file brings: by the truth where it is known, else by the labels of the data set."""
-    if config.noise.file is None:
+    if noise.file is None:
         return []
-    name = f"{config.noise.file}" + (f" ({config.noise.file_column})" if config.noise.file_column else "")
+    name = f"{noise.file}" + (f" ({noise.file_column})" if noise.file_column else "")
     noisy, known = labels.is_noisy
     if known.any():
         return [f"labels of {name}: {noisy.sum() / known.sum():.2%} of {known.sum():,} are wrong"]

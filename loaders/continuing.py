@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastdrpl.loaders.beton_tables import hash_file
+from fastdrpl.loaders.marks import MARK
 from fastdrpl.loaders.shard_writer import JOURNAL, WrittenShard
 from fastdrpl.loaders.sources.source import OpenedSource
 from fastdrpl.loaders.unfinished import Journal, Progressed, UnreadableJournal
@@ -43,6 +44,8 @@ def take_up(journal: Journal, source: OpenedSource, work: Path, say: Callable[[s
 def _check_entry(name: str, state: Progressed, source: OpenedSource) -> None:
     part = source.parts.get(name)
     if part is None or not 0 <= state.rows <= len(part.labels) or len(state.sizes) not in (0, state.rows):
+        raise UnreadableJournal
+    if len(state.marks) != state.rows * MARK.itemsize:
         raise UnreadableJournal
     if not all(0 <= row < len(part.labels) for row, _ in state.bad):
         raise UnreadableJournal

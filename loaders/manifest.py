@@ -12,14 +12,15 @@ import numpy as np
 from fastdrpl.loaders.beton_tables import hash_file, read_tables
 from fastdrpl.loaders.dataset import MANIFEST, SCHEMA, Dataset, content_fingerprint, ids_path, read_manifest
 from fastdrpl.loaders.errors import DataError
-from fastdrpl.loaders.identical import FIELD, describe_identical
 from fastdrpl.loaders.prepare_config import PrepareConfig, relevant_options
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.problems import FIELD, PROBLEMS, describe_problems
 from fastdrpl.loaders.shard_writer import WrittenShard
 from fastdrpl.loaders.sources.source import OpenedSource, Part
 from fastdrpl.loaders.unfinished import Progressed
 
 QUARANTINE = "quarantine.csv"
+ORIGIN = "origin"  # of the manifest: where the source lay; no part of the content
 _LEAVE_OUT = {  # kind of source -> what to do about a class without a single sound image
     "folder": "repair its images, or remove its folder",
     "table": "repair its images, or remove its lines from the table",
@@ -34,11 +35,13 @@ def write_manifest(
     finished: dict[str, Progressed],
     work: Path,
     shards: Mapping[str, Sequence[WrittenShard]],
-    identical: dict[str, Any] | None = None,
+    found: Mapping[str, Any],
+    origin: dict[str, str],
 ) -> None:
     """Write quarantine, file names and `dataset.json`. Raises DataError where a class is left without images.
 
-    `shards`: split -> its tar shards; empty for a set without them. `identical`: of `find_identical`, if done.
+    `shards`: split -> its tar shards; empty for a set without them. `found`: more entries: the problems. `origin`: of
+    `origin_of`.
     """
     splits: dict[str, Any] = {}
     files: dict[str, Any] = {}
@@ -69,7 +72,7 @@ def write_manifest(
             size, digest = state.finished
             tables = read_tables(work / f"{name}.beton").sha256
             files[f"{name}.beton"] = {"bytes": size, "sha256": digest, "tables_sha256": tables}
-    for path in (work / QUARANTINE, *(ids_path(work, name) for name in finished)):
+    for path in (work / QUARANTINE, work / PROBLEMS, *(ids_path(work, name) for name in finished)):
         if path.exists():
             files[path.name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     manifest: dict[str, Any] = {
@@ -80,6 +83,7 @@ def write_manifest(
             "fingerprint": source.fingerprint,
             "labels_checked": source.labels_checked,
         },
+        ORIGIN: origin,
         "config": relevant_options(config),
         "height": source.height,
         "width": source.width,
@@ -94,8 +98,7 @@ def write_manifest(
         "splits": splits,
         "files": files,
     }
-    if identical is not None:
-        manifest[FIELD] = identical
+    manifest |= found
     manifest["fingerprint"] = content_fingerprint(manifest)
     (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
 
@@ -134,7 +137,7 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
         )
         lines.append(
             f"The {len(dataset.split('test')):,} test images are held out: a run does not judge their labels "
-            f"(to have them judged, {judged})."
+            f"(to have them judged too, train with --judge all; to train on them, {judged})."
         )
     with open(dataset.path / QUARANTINE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -146,7 +149,7 @@ def describe(dataset: Dataset, seconds: float | None = None) -> list[str]:
         f"quarantined: {count:,} x {reason}, first {printable(first[reason])}"
         for reason, count in reasons.most_common()
     ]
-    lines += describe_identical(read_manifest(dataset.path).get(FIELD))
+    lines += describe_problems(read_manifest(dataset.path).get(FIELD))
     size = sum(path.stat().st_size for path in dataset.path.iterdir())
     took = "" if seconds is None else f" in {seconds:.1f} s"
     return [*lines, f"{size / 1e6:,.1f} MB in {dataset.path}{took}"]

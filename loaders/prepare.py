@@ -12,6 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastdrpl.loaders import identical, problems
 from fastdrpl.loaders.beton import BetonWriter, choose_page_size
 from fastdrpl.loaders.continuing import take_up
 from fastdrpl.loaders.dataset import (
@@ -22,19 +25,21 @@ from fastdrpl.loaders.dataset import (
     read_manifest,
 )
 from fastdrpl.loaders.errors import DataError, UserError
-from fastdrpl.loaders.identical import find_identical
 from fastdrpl.loaders.manifest import describe, write_manifest
+from fastdrpl.loaders.marks import MARK, MARKS_VERSION, Marker
 from fastdrpl.loaders.prepare_config import (
     PrepareConfig,
     check_config,
+    origin_of,
     refuse_out_in_source,
     relevant_options,
 )
+from fastdrpl.loaders.problem_search import find_problems
 from fastdrpl.loaders.progress import Progress
 from fastdrpl.loaders.shard_writer import overhead_per_sample, write_shards
 from fastdrpl.loaders.sources.opening import open_source
 from fastdrpl.loaders.sources.source import OpenedSource, Part, Piece
-from fastdrpl.loaders.unfinished import Journal, Progressed, hold_lock, publish, remove, work_folder
+from fastdrpl.loaders.unfinished import Journal, Progressed, hold_lock, pack, publish, remove, work_folder
 from fastdrpl.loaders.unpacking import unpacked_source
 
 SECONDS_BETWEEN_ENTRIES = 2.0  # of the journal: the work that a kill can cost
@@ -60,15 +65,23 @@ def prepare(config: PrepareConfig, *, quiet: bool = False) -> Dataset:
 
 
 def _prepare(config: PrepareConfig, out: Path, began: float, quiet: bool) -> Dataset:
+    origin = origin_of(config)  # before an archive is replaced by the folder it is unpacked to
     with _disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(out), unpacked_source(config, out, _silent if quiet else _say) as config:
             if _is_occupied(out):
                 return _check_finished(config, out, quiet)
-            return _make(config, open_source(config), out, began, quiet)
+            return _make(config, open_source(config), out, began, quiet, origin)
 
 
-def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, quiet: bool) -> Dataset:
+def _make(
+    config: PrepareConfig,
+    source: OpenedSource,
+    out: Path,
+    began: float,
+    quiet: bool,
+    origin: dict[str, str],
+) -> Dataset:
     say = _silent if quiet else _say
     for note in source.notes:
         say(note)
@@ -94,9 +107,8 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
             shards = write_shards(
                 work, {name: [row for row, _ in state.bad] for name, state in finished.items()}, quiet=quiet
             )
-        # Of a published set everybody has the same doubles; of one's own photos nobody knows them.
-        identical = None if source.labels_checked else find_identical(work, source.parts, finished)
-        write_manifest(config, source, finished, work, shards, identical)
+        found = _find_problems(config, source, finished, work)
+        write_manifest(config, source, finished, work, shards, found, origin)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
     finally:
@@ -106,6 +118,18 @@ def _make(config: PrepareConfig, source: OpenedSource, out: Path, began: float, 
     for line in describe(dataset, time.monotonic() - began):
         say(line)
     return dataset
+
+
+def _find_problems(
+    config: PrepareConfig, source: OpenedSource, finished: dict[str, Progressed], work: Path
+) -> dict[str, Any]:
+    """Write problems.csv; -> the entries of dataset.json. Raises DataError for a kind that is refused."""
+    found, entry, copies = find_problems(work, source, finished)
+    problems.write_problems(work / problems.PROBLEMS, found)
+    problems.refuse_problems(entry, config.refuse, work / problems.PROBLEMS if source.journal else None)
+    # Of a published set everybody has the same doubles; of one's own photos nobody knows them.
+    own = {} if source.labels_checked else {identical.FIELD: copies}
+    return own | {problems.FIELD: entry}
 
 
 def _write_split(
@@ -138,10 +162,12 @@ def _write_split(
         sizes = writer.nbytes[safe:stop].tolist() if config.store == "jpeg" else []
         new = [entry for entry in bad if safe <= entry[0] < stop]
         if journal:
-            journal.add({"split": name, "rows": stop, "sizes": sizes, "bad": new} | more)
+            marks = pack(marker.marks()[safe:stop].tobytes())
+            journal.add({"split": name, "rows": stop, "sizes": sizes, "bad": new, "marks": marks} | more)
 
     with (
         closing(writer),
+        Marker(np.frombuffer(bytes(before.marks), MARK)) as marker,
         ThreadPoolExecutor(1) as background,  # to sync takes as long as to write
         Progress(name, len(part.labels), start=row, quiet=quiet) as bar,
     ):
@@ -149,6 +175,7 @@ def _write_split(
         synced: Future[int] | None = None
         for piece in part.read(row):
             _write_piece(writer, piece, config.quality)
+            marker.add(piece)
             bad += [(row + position, reason) for position, reason in piece.bad]
             row += len(piece.images)
             bar.advance(len(piece.images))
@@ -164,8 +191,9 @@ def _write_split(
         if synced is not None:
             synced.result()
         size, digest = writer.finish()
+        marks = bytearray(marker.marks().tobytes())
     write_down(len(part.labels), finished=(size, digest))
-    return Progressed(len(part.labels), [], bad, (size, digest))
+    return Progressed(len(part.labels), [], bad, (size, digest), marks)
 
 
 def _open_writer(
@@ -221,6 +249,7 @@ def _check_finished(config: PrepareConfig, out: Path, quiet: bool) -> Dataset:
                 where=str(out),
                 fix="choose another --out, or remove the folder",
             )
+    problems.refuse_problems(read_manifest(out).get(problems.FIELD), config.refuse, out)
     if not quiet:
         _say("Already prepared: every file was verified (sha256).")
         for line in describe(dataset):
@@ -273,7 +302,7 @@ def _disk_errors(out: Path) -> Iterator[None]:
 
 def _key(config: PrepareConfig, source: OpenedSource) -> str:
     """What an unfinished folder must have been made from to be continued."""
-    content = [SCHEMA, relevant_options(config), source.fingerprint]
+    content = [SCHEMA, MARKS_VERSION, relevant_options(config), source.fingerprint]
     if source.decoded_by_pillow:
         import PIL
 

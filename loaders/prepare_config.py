@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from fastdrpl.loaders.errors import UserError
 from fastdrpl.loaders.printable import printable
+from fastdrpl.loaders.problems import ProblemKind
 from fastdrpl.loaders.sources.imagenet_photos import find_photos
 
 Kind = Literal[
@@ -23,7 +24,7 @@ Kind = Literal[
 ]
 _OWN = ("folder", "table", "webdataset", "huggingface")  # your own images: no published test set, any classes
 _PHOTOS = ("webvision", *_OWN)  # images of any size
-_LISTED = ("webvision", "folder", "webdataset", "huggingface")  # whose source is whatever lies in a folder
+LISTED = ("webvision", "folder", "webdataset", "huggingface")  # whose source is whatever lies in a folder
 
 # Options that not every kind knows: field -> the kinds that do.
 _KNOWN_BY: dict[str, tuple[str, ...]] = {
@@ -86,6 +87,9 @@ class PrepareConfig:
     """imagenet32, imagenet64: accept fewer images than the published set; said so in the notes."""
     workers: int = 0
     """Processes that decode images; 0 means one per core."""
+    refuse: tuple[ProblemKind, ...] = ()
+    """End with exit code 3, and publish nothing, where there are such images: duplicates (the same to the last bit),
+    near (look the same), blank, tiny. All are listed in problems.csv in any case."""
     seed: int = 1
     """Which images go to the test set where the source has none."""
 
@@ -128,7 +132,7 @@ def refuse_out_in_source(config: PrepareConfig) -> None:
     source = config.source
     if source is None or not source.is_dir():
         return
-    lists_images = config.kind in _LISTED or (
+    lists_images = config.kind in LISTED or (
         config.kind in ("imagenet32", "imagenet64") and find_photos(source) is not None
     )
     if lists_images and Path(os.path.realpath(config.out)).is_relative_to(os.path.realpath(source)):
@@ -152,3 +156,14 @@ def relevant_options(config: PrepareConfig) -> dict[str, Any]:
     if config.kind == "digits" or config.test_fraction:
         options["seed"] = config.seed
     return options
+
+
+def origin_of(config: PrepareConfig) -> dict[str, str]:
+    """Where the source lies, as an absolute path, and how it is read: for those who write into a copy of it."""
+    origin = {
+        name: str(value)
+        for name in ("path_column", "label_column", "split_column")
+        if (value := getattr(config, name)) is not None
+    }
+    paths = {"source": config.source, "images": config.images}
+    return origin | {name: os.path.abspath(path) for name, path in paths.items() if path is not None}

@@ -1,5 +1,6 @@
 """The folder in which a prepared dataset grows: a lock beside it, and a journal of what is safely written."""
 
+import base64
 import fcntl
 import json
 import os
@@ -15,12 +16,13 @@ from fastdrpl.loaders.errors import UserError
 
 @dataclass
 class Progressed:
-    """How far one split is: rows in synced pages, their JPEG sizes, the bad ones, and the finished file."""
+    """How far one split is: rows in synced pages, their JPEG sizes, marks, the bad ones, and the finished file."""
 
     rows: int = 0
     sizes: list[int] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)  # (row, reason)
     finished: tuple[int, str] | None = None  # (bytes, sha256)
+    marks: bytearray = field(default_factory=bytearray)  # of `rows` images, as MARK lays them out
 
 
 class UnreadableJournal(Exception):
@@ -61,13 +63,16 @@ class Journal:
         self._write({"key": self.key})
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Write down that a piece is safely on the disk: {"split", "rows", "sizes", "bad"[, "finished"]}."""
+        """Write down that a piece is safely on the disk: {"split", "rows", "sizes", "bad", "marks"[, "finished"]}.
+
+        `marks`: of the rows since the entry before, as `pack` makes them.
+        """
         self._take(entry)
         self._write(entry)
 
     def forget(self, split: str) -> None:
         """Write down that nothing of a split is done."""
-        self.add({"split": split, "rows": 0, "sizes": [], "bad": [], "again": True})
+        self.add({"split": split, "rows": 0, "sizes": [], "bad": [], "marks": "", "again": True})
 
     def _take(self, entry: dict[str, Any]) -> None:
         if entry.get("again"):
@@ -76,6 +81,7 @@ class Journal:
         split.rows = int(entry["rows"])
         split.sizes += map(int, entry["sizes"])
         split.bad += [(int(row), str(reason)) for row, reason in entry["bad"]]
+        split.marks += base64.b64decode(entry["marks"], validate=True)
         if entry.get("finished"):
             size, digest = entry["finished"]
             split.finished = (int(size), str(digest))
@@ -85,6 +91,11 @@ class Journal:
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def pack(marks: bytes) -> str:
+    """Marks as an entry of the journal holds them."""
+    return base64.b64encode(marks).decode("ascii")
 
 
 def work_folder(out: Path) -> Path:

@@ -47,14 +47,14 @@ def unpacked_source(config: PrepareConfig, out: Path, say: Callable[[str], None]
             say(f"{count:,} files unpacked; they are removed at the end.")
             done.write_text(stamp, encoding="ascii")
         try:
-            yield dataclasses.replace(config, source=_descend(photos))
+            yield dataclasses.replace(config, source=descend(photos))
         except UserError as error:  # what it names is removed before anybody reads it
             raise _named_in_archive(error, photos, config.source) from None
     finally:
         remove(place)
 
 
-def _descend(folder: Path) -> Path:
+def descend(folder: Path) -> Path:
     """The folder that the layout begins in: archives often hold a single folder, and notes or leavings beside it."""
     while True:
         inside = _folders(folder)

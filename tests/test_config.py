@@ -175,3 +175,16 @@ def test_changing_any_number_changes_the_fingerprint():
     changed = dataclasses.replace(base, optimiser=OptimiserConfig(lr=0.05))
     assert fingerprint_of(changed) != fingerprint_of(base)
     assert fingerprint_of(dataclasses.replace(base, limit=5)) != fingerprint_of(base)
+
+
+@pytest.mark.parametrize("name", ["cifar10n", "cifar100n"])
+def test_recipes_of_human_labels_are_those_of_their_data_and_want_the_file(name, tmp_path, capsys):
+    human, plain = recipe_named(name), recipe_named(name[:-1])
+    for method in METHODS:
+        ours, theirs = flatten(human.config_for(method)), flatten(plain.config_for(method))
+        assert {key for key in ours if ours[key] != theirs[key]} == {"recipe"}
+        assert describe_method(human, method) == describe_method(plain, method)
+    assert human.kinds == plain.kinds
+    assert main(["train", name, "--data", str(tmp_path), "--run", str(tmp_path / "run")]) == 2
+    assert "trains on labels from a file" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

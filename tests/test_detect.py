@@ -351,7 +351,9 @@ def test_out_holds_the_same_figures_in_each_form(drpl, tmp_path):
     out = tmp_path / "new" / "out"
     code, printed = said(drpl, "--out", out, "--k", 9, "--format", "json")
     assert code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["detect.csv", "detect.json", "roc.png", "roc.svg"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("detect.csv", "detect.json", "roc.csv", "roc.png", "roc.svg")
+    ]
     assert json.loads((out / "detect.json").read_text()) == printed
     _, text = said(drpl, "--k", 9, "--format", "csv")
     assert (out / "detect.csv").read_text() == text

@@ -28,8 +28,10 @@ from fastdrpl.compare.verb import CompareConfig
 from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
+from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
+from fastdrpl.report.command import ReportCommand
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -63,7 +65,9 @@ SETTINGS = (
     BenchConfig,
     ConfusionConfig,
     DetectCommand,
+    FixCommand,
     CompareConfig,
+    ReportCommand,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastdrpl.loaders import identical
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
 
@@ -57,10 +56,12 @@ def test_under_two_labels_and_in_both_splits(
         ("test", "test/cat/same as 2.png"),
     ]
     assert found["repeated"] == 3
-    assert "warning: 1 identical images stand under two labels, train/cat/0.png and train/dog/same as" in said
-    assert "warning: 1 identical images are in the training set and in the test set" in said
+    assert (
+        "warning: 3 images are there more than once (1 under two labels, 1 in the training set and the test set), "
+        "train/cat/0.png and train/dog/same as cat 0.png for one" in said
+    )
     run(source, tmp_path / "out", store=store)  # the check of a finished set says it again
-    assert "stand under two labels" in capsys.readouterr().out
+    assert "3 images are there more than once (1 under two labels" in capsys.readouterr().out
 
 
 def test_a_table_that_lists_copies_under_other_names(
@@ -75,7 +76,9 @@ def test_a_table_that_lists_copies_under_other_names(
     assert [[image["row"] for image in pair] for pair in found["two_labels"]["pairs"]] == [
         [k, k + 15] for k in range(10)
     ]
-    assert "15 identical images stand under two labels, 0.png and 15.png for one" in capsys.readouterr().out
+    assert "15 images are there more than once (15 under two labels), 0.png and 15.png for one" in (
+        capsys.readouterr().out
+    )
 
 
 def test_copies_of_one_label_are_counted_and_no_warning(
@@ -86,7 +89,7 @@ def test_copies_of_one_label_are_counted_and_no_warning(
     copy(tmp_path / "s" / "a" / "0.png", tmp_path / "s" / "a" / "9.png")
     _, found = run(tmp_path / "s", tmp_path / "out")
     said = capsys.readouterr().out
-    assert found["repeated"] == 1 and "1 images are there more than once" in said and "warning" not in said
+    assert found["repeated"] == 1 and "1 image is there twice" in said and "warning" not in said
 
 
 def test_bad_images_are_all_black_and_no_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +97,7 @@ def test_bad_images_are_all_black_and_no_copies(tmp_path: Path, capsys: pytest.C
         photo(tmp_path / "s" / ("a", "b")[k % 2] / f"{k}.png", k)
         (tmp_path / "s" / ("a", "b")[k % 2] / f"bad {k}.png").write_text("no image")
     _, found = run(tmp_path / "s", tmp_path / "out")
-    assert found["repeated"] == 0 and "identical" not in capsys.readouterr().out
+    assert found["repeated"] == 0 and "twice" not in capsys.readouterr().out
 
 
 def test_a_single_differing_pixel_is_another_image(tmp_path: Path) -> None:
@@ -112,10 +115,9 @@ def test_a_single_differing_pixel_is_another_image(tmp_path: Path) -> None:
     }
 
 
-def test_published_sets_are_not_searched_and_older_sets_say_nothing(tmp_path: Path) -> None:
+def test_published_sets_have_no_entry_for_own_images(tmp_path: Path) -> None:
     prepare(PrepareConfig(kind="digits", out=tmp_path / "digits"), quiet=True)
     assert "identical_images" not in json.loads((tmp_path / "digits" / "dataset.json").read_text())
-    assert identical.describe_identical(None) == []
 
 
 @settings(max_examples=15)

@@ -127,10 +127,26 @@ def test_photos_in_the_wrong_folder_are_found(photos, trained):
     assert np.mean(np.array(right)[wrong]) > 0.8
 
 
-def test_what_nobody_knows_is_null(trained):
+def test_held_out_labels_are_judged_on_request_also_of_a_finished_run(photos, prepared, trained, capsys):
+    words = ["train", "folder", "--data", str(prepared), "--run", str(trained), *TRAIN]
+    assert main(words) == 0 and not (trained / "held_out.csv").exists()
+    assert main([*words, "--judge", "all"]) == 0
+    with open(trained / "held_out.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 35  # a fifth of each class, the broken one apart
+    assert not {row["file"] for row in rows} & {row["file"] for row in table(trained)}
+    wrong = np.array([photos[1][row["file"]] != row["given_name"] for row in rows])
+    assert auc([float(row["p_noisy"]) for row in rows], wrong) > 0.9
+    doubted = [row["labelled"] == "false" for row in rows]
+    assert [row["suggested"] != row["given"] for row in rows] == doubted
+    assert f"{sum(doubted)} of {len(rows)} held-out labels look wrong" in capsys.readouterr().out
+    assert pyarrow.parquet.read_table(trained / "held_out.parquet").column_names == list(rows[0])
+
+
+def test_what_nobody_knows_is_null_or_no_column(trained):
     rows, result = table(trained), json.loads((trained / "result.json").read_text())
     for row in rows:
-        assert row["truth"] is row["truth_name"] is row["is_noisy"] is None
+        assert not {"truth", "truth_name", "is_noisy"} & row.keys()
     assert result["noise_rate"] is None
     assert result["test_may_be_wrong"] is True
     assert 0 < result["accuracy"]["last"] <= result["accuracy"]["best"] <= 1

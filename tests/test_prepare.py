@@ -51,6 +51,7 @@ def test_digits(digits: Path) -> None:
     assert np.allclose(dataset.std, pixels.std() / 255, atol=1e-5)
     assert sorted(path.name for path in digits.iterdir()) == [
         "dataset.json",
+        "problems.csv",
         "quarantine.csv",
         "test.beton",
         "train.beton",

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from prepare_cases import KILLED, ROOT, contents, find_children, flip_byte, is_running, make_photos
 
@@ -20,6 +21,7 @@ from fastdrpl.loaders import shard_writer, unfinished
 from fastdrpl.loaders.beton_tables import choose_page_size
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.loaders.errors import UserError
+from fastdrpl.loaders.marks import MARK
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
 from fastdrpl.loaders.sources.opening import open_source
 
@@ -111,7 +113,8 @@ def test_an_unfinished_file_that_is_missing_or_short_is_made_again(
     journal.begin()
     rows = choose_page_size(256 * 256 * 3) // (256 * 256 * 3) if store == "raw" else 4
     sizes = [1000] * rows if store == "jpeg" else []
-    journal.add({"split": "train", "rows": rows, "sizes": sizes, "bad": [[0, "truncated"]]})
+    marks = unfinished.pack(np.zeros(rows, MARK).tobytes())
+    journal.add({"split": "train", "rows": rows, "sizes": sizes, "bad": [[0, "truncated"]], "marks": marks})
     if left is not None:
         (work / "train.beton").write_bytes(bytes(left))
     for _ in range(2):  # the second time it is there
@@ -244,7 +247,7 @@ def test_an_unfinished_folder_of_other_work_is_started_over(
     work.mkdir()
     journal = unfinished.Journal(work / "journal", "other work")
     journal.begin()
-    journal.add({"split": "train", "rows": 6, "sizes": [], "bad": [], "finished": [1, "0"]})
+    journal.add({"split": "train", "rows": 6, "sizes": [], "bad": [], "marks": "", "finished": [1, "0"]})
     prepare(PrepareConfig(kind="folder", source=source, out=tmp_path / "out", size=16))
     assert "starting over" in capsys.readouterr().out
     open_dataset(tmp_path / "out", verify=True)

@@ -70,7 +70,9 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class StageName:
+    """A stage of a run, as result.json or the folder itself names it."""
+
     name: str
     epochs: int | None  # None while the run is under way
     detects: bool  # its files must be there
@@ -87,18 +89,12 @@ def collect(
     """
     found, folder = Collected(path), RunFolder(path)
     labels = found.attempt(lambda: _labels(folder))
-    about = None if labels is None else found.attempt(lambda: _about(folder))
+    about = None if labels is None else found.attempt(lambda: about_run(folder))
     if labels is None or about is None:
         return found
     method, recipe, stages = about
     if not folder.result.exists():
-        found.problems.append(
-            UserError(
-                "the run is not finished (no result.json)",
-                where=str(path),
-                fix=f"continue it: fastdrpl train --config {folder.config}",
-            )
-        )
+        found.problems.append(not_finished(folder))
     told = None if noise_rate is None else SmallLoss(("loss",), 1 - noise_rate)
     table = found.attempt(lambda: _final_table(folder, len(labels))) if folder.result.exists() else None
     scores = [
@@ -116,13 +112,27 @@ def collect(
     return found
 
 
-def _labels(folder: RunFolder) -> Labels:
-    """The labels of a run. Raises UserError if it is none, or the truth is not known."""
+def not_finished(folder: RunFolder) -> UserError:
+    """What to say of a run without result.json of which there is something to show."""
+    return UserError(
+        "the run is not finished (no result.json)",
+        where=str(folder.path),
+        fix=f"continue it: fastdrpl train --config {folder.config}",
+    )
+
+
+def labels_of(folder: RunFolder) -> Labels:
+    """The labels that a run was told. Raises UserError if it is no run, DataError for a damaged file."""
     if not folder.config.exists():
         raise UserError(
             "not a run folder: it has no config.toml", where=str(folder.path), fix="give folders of runs"
         )
-    labels = load_labels(folder.noise)
+    return load_labels(folder.noise)
+
+
+def _labels(folder: RunFolder) -> Labels:
+    """The labels of a run. Raises UserError if it is none, or the truth is not known."""
+    labels = labels_of(folder)
     if not labels.is_noisy.known.any():
         raise UserError(
             "the right labels are not known, so no detector can be judged",
@@ -132,13 +142,13 @@ def _labels(folder: RunFolder) -> Labels:
     return labels
 
 
-def _about(folder: RunFolder) -> tuple[str, str, tuple[_Stage, ...]]:
-    """Method, recipe and the stages in order."""
+def about_run(folder: RunFolder) -> tuple[str, str, tuple[StageName, ...]]:
+    """Method, recipe and the stages in order, also of an unfinished run. Raises DataError for a damaged file."""
     try:
         if folder.result.exists():
             result = read_json(folder.result)
             stages = tuple(
-                _Stage(_plain(stage["name"]), int(stage["epochs"]), stage["detection"] is not None)
+                StageName(_plain(stage["name"]), int(stage["epochs"]), stage["detection"] is not None)
                 for stage in result["stages"]
             )
             return str(result["method"]), str(result["recipe"]), stages
@@ -146,7 +156,7 @@ def _about(folder: RunFolder) -> tuple[str, str, tuple[_Stage, ...]]:
         begun = [_plain(record["stage"]) for record in read_journal(folder.metrics) if "stage" in record]
         there = sorted(part.name for part in (folder.path / "stages").glob("*/"))
         names = [name for name in dict.fromkeys([*begun, *there]) if name in there]
-        stages = tuple(_Stage(name, None, False) for name in names)
+        stages = tuple(StageName(name, None, False) for name in names)
         return Path(str(table["method"])).stem, str(table["recipe"]), stages
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -164,7 +174,7 @@ def _plain(name: Any) -> str:
 def _stage_scores(
     found: Collected,
     folder: RunFolder,
-    stage: _Stage,
+    stage: StageName,
     labels: Labels,
     table: pyarrow.Table | None,
     epoch: int,

@@ -16,7 +16,7 @@ class DetectCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Folders of runs whose right labels are known. Runs over the same labels are compared with each other."""
     out: Path | None = None
-    """Folder for detect.csv, detect.json, roc.png and roc.svg; without it the figures are only printed."""
+    """Folder for detect.csv, detect.json, roc.png, roc.svg and roc.csv; without it the figures are only printed."""
     k: tuple[int, ...] = ()
     """Also the precision at these k: the share of wrong labels among the k most doubtful. Give the runs first."""
     format: Literal["text", "csv", "json"] = "text"
@@ -47,20 +47,21 @@ def detect_runs(command: DetectCommand) -> int:
     Returns the exit code: 0 if everything of every run could be shown, else the largest of what went wrong. Raises
     UserError where nothing can be begun.
     """
-    from fastdrpl.console import fail, say, warn
+    from fastdrpl.console import fail, warn
     from fastdrpl.detect.collecting import Collected, collect
     from fastdrpl.detect.comparison import compare
-    from fastdrpl.detect.figure import draw_roc
+    from fastdrpl.detect.figure import draw_roc, list_points
     from fastdrpl.detect.table import render
     from fastdrpl.detectors.confident_learning import require_cleanlab
-    from fastdrpl.files import write_atomic
+    from fastdrpl.figures.numbers import write_figures
+    from fastdrpl.files import make_folder
 
     if not command.runs:
         raise UserError("no run is given", fix="fastdrpl detect RUN...")
     if command.confident_learning:
         require_cleanlab()
     if command.out is not None:
-        _make_folder(command.out)
+        make_folder(command.out)
     folders: dict[Path, Path] = {}  # each once, under its first name
     for path in command.runs:
         folders.setdefault(path.resolve(), path)
@@ -78,24 +79,12 @@ def detect_runs(command: DetectCommand) -> int:
     if groups or command.format == "json":
         print(render(command.format, groups, problems), end="")
     if command.out is not None and groups:
-        files = draw_roc(groups)
+        files = draw_roc(groups) | {"roc.csv": list_points(groups)}
         files["detect.csv"] = render("csv", groups, problems).encode()
         files["detect.json"] = render("json", groups, problems).encode()
-        for name, content in files.items():
-            write_atomic(command.out / name, content)
-        say(f"{', '.join(sorted(files))} are in {command.out}")
+        write_figures(command.out, files)
     for note in dict.fromkeys(note for group in groups for note in group.notes):
         warn(note)
     for path, problem in problems:
         fail(f"{path}: {problem}")
     return max((problem.exit_code for _, problem in problems), default=0)
-
-
-def _make_folder(path: Path) -> None:
-    """Raises UserError where there can be no folder of this name."""
-    from fastdrpl.files import explain_write_error
-
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explain_write_error(error, path) from error

@@ -1,18 +1,17 @@
 """ROC curves with the operating points (arXiv 1912.08741, Fig. 3): a panel for each group of runs."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fastdrpl.detect.comparison import Group, Line, Row
-from fastdrpl.report.table import printable
+from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.style import CYCLE, in_legend, render
 
 POINTS = 2000  # of a curve: more cannot be told apart, and would make the SVG large
 PANELS_IN_ROW = 2
 _STYLES = ("-", "--", ":", "-.")  # of the detectors of a stage
-_FEW_COLOURS = 10
 _DOT: dict[str, Any] = {"marker": "o", "ms": 6, "ls": "", "mec": "black", "mew": 0.7, "zorder": 5}
 _STAR: dict[str, Any] = {**_DOT, "marker": "*", "ms": 15, "zorder": 6}
 
@@ -23,40 +22,41 @@ def draw_roc(groups: Sequence[Group]) -> dict[str, bytes]:
     x = share of the wrong labels that are kept (FPR), y = share of the right ones (TPR). A dot is where a detector
     splits the samples, a star the split that decided which labels a run kept. A stage has a colour, a detector a style.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     across = min(PANELS_IN_ROW, len(groups))
     down = -(-len(groups) // across)
     longest = max(sum(_is_drawn(line) for line in group.lines) for group in groups)
-    figure = Figure(figsize=(6.4 * across, (5.2 + 0.17 * longest) * down), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for panel in panels[len(groups) :]:
-        panel.set_axis_off()
-    for panel, group in zip(panels, groups, strict=False):
-        _draw_group(panel, group)
-    made = {}
-    # Without a date, and with names that do not depend on chance, the same figures give the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "fastdrpl"}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            file = io.BytesIO()
-            figure.savefig(file, format=kind, metadata=metadata)
-            made[f"roc.{kind}"] = file.getvalue()
-    return made
+
+    def paint(figure: Any) -> None:
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for panel in panels[len(groups) :]:
+            panel.set_axis_off()
+        for panel, group in zip(panels, groups, strict=False):
+            _draw_group(panel, group)
+
+    return render("roc", (5.2 * across, (4.6 + 0.17 * longest) * down), paint)
+
+
+def list_points(groups: Sequence[Group]) -> bytes:
+    """The curves as they are drawn, as CSV: a line for each point."""
+    header = ("labels", "run", "stage", "detector", "fpr", "tpr")
+    return to_csv(header, (row for group in groups for line in group.lines for row in _points(group, line)))
+
+
+def _points(group: Group, line: Line) -> Iterator[tuple[Any, ...]]:
+    if line.curve is None or line.repeats:
+        return
+    row, few = line.row, _thin(len(line.curve.fpr))
+    for fpr, tpr in zip(line.curve.fpr[few].tolist(), line.curve.tpr[few].tolist(), strict=True):
+        yield group.labels[:8], row.run, row.stage, row.detector, fpr, tpr
 
 
 def _draw_group(panel: Any, group: Group) -> None:
-    import matplotlib
-
     panel.plot([0, 1], [0, 1], color="0.8", lw=0.8)
     stages = list(dict.fromkeys(_stage(line.row) for line in group.lines))
-    colours = matplotlib.colormaps["tab10" if len(stages) <= _FEW_COLOURS else "tab20"]
     drawn = dict.fromkeys(stages, 0)  # curves of each
     for line in group.lines:
         row, stage = line.row, _stage(line.row)
-        colour = colours(stages.index(stage) % colours.N)
+        colour = CYCLE[stages.index(stage) % len(CYCLE)]
         if _is_drawn(line) and line.curve is not None:
             few = _thin(len(line.curve.fpr))
             style = _STYLES[drawn[stage] % len(_STYLES)]
@@ -93,10 +93,9 @@ def _is_drawn(line: Line) -> bool:
 
 
 def _name(row: Row) -> str:
-    """Neither a formula ($) nor a name that matplotlib leaves out (one that begins with _)."""
     auc = "" if row.auc is None else f", AUC {row.auc:.3f}"
     stage = f"{row.stage}, " if row.stage else ""
-    return f" {printable(row.run)}: {stage}{row.detector}{auc}".replace("$", r"\$")
+    return in_legend(f"{row.run}: {stage}{row.detector}{auc}")
 
 
 def _thin(points: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the final network of a run says of its own training images, without augmentation."""
+"""What the final network of a run says of the images of its data set, without augmentation."""
 
 from pathlib import Path
 
@@ -21,21 +21,21 @@ BATCH = 500
 
 
 @torch.no_grad()
-def class_probabilities(run: Path, labels: Labels) -> npt.NDArray[np.float32]:
-    """Softmax of a finished run's network for each sample: (N, C), on a GPU if there is one.
+def class_probabilities(run: Path, labels: Labels, split: str = "train") -> npt.NDArray[np.float32]:
+    """Softmax of a finished run's network for each sample of a split: (N, C), on a GPU if there is one.
 
     Raises UserError if the run is not finished or its data are not where they were, DataError if they are others.
     """
     folder = RunFolder(run)
     opened = open_run(run, data=folder.prepared if folder.prepared.is_dir() else None)
-    description, split = opened.description, _data_of(opened).split("train")
+    description, images_of = opened.description, _data_of(opened).split(split)
     if tuple(description["class_names"]) != labels.class_names:
         raise DataError("the network and the labels of this run have other classes", where=str(run))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = opened.network.to(device)
     found = np.empty((len(labels), len(labels.class_names)), np.float32)
     order = Order(np.arange(len(labels)), BATCH, Pass(0, 0, 0, Purpose.export), shuffle=False)
-    loader = _open_loader(split, labels)
+    loader = _open_loader(images_of, labels)
     try:
         with Progress(f"probabilities of {run}", len(labels)) as bar:
             for batch in loader.epoch(order):

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdrpl.report.facts import RunFacts
+from fastdrpl.report.words import count, duration, fraction, percent, trial_note, verdict
 
 _CLASSES = 5
 
@@ -20,7 +21,7 @@ def print_summary(facts: RunFacts) -> None:
     if facts.suspects:
         parts += [_per_class(facts), _first_suspects(facts)]
     parts.append(
-        Text(f"labels.csv, labels.parquet, histograms and the network are in {facts.folder}", style="dim")
+        Text(f"report.html, labels.csv, labels.parquet and the network are in {facts.folder}", style="dim")
     )
     Console(highlight=False).print(Panel(Group(*parts), title=f"fastdrpl · {facts.recipe} · {facts.method}"))
 
@@ -33,32 +34,26 @@ def _stages(facts: RunFacts) -> Table:
         table.add_row(
             stage.name,
             str(stage.epochs),
-            _duration(stage.seconds),
-            _percent(stage.best),
-            _percent(stage.last),
-            _count(stage.detection.get("labelled")),
-            _count(stage.detection.get("unlabelled")),
-            _fraction(stage.detection.get("auc"), 4),
-            _fraction(stage.detection.get("tpr"), 3),
-            _fraction(stage.detection.get("fpr"), 3),
+            duration(stage.seconds),
+            percent(stage.best),
+            percent(stage.last),
+            count(stage.detection.get("labelled")),
+            count(stage.detection.get("unlabelled")),
+            fraction(stage.detection.get("auc"), 4),
+            fraction(stage.detection.get("tpr"), 3),
+            fraction(stage.detection.get("fpr"), 3),
         )
     return table
 
 
 def _verdict(facts: RunFacts) -> Text:
     text = Text("\n")
-    text.append(
-        f"{facts.suspects:,} of {facts.samples:,} labels look wrong ({facts.suspects / facts.samples:.1%})",
-        style="bold",
-    )
-    if facts.noise_rate is not None:
-        text.append(f"; {facts.noise_rate:.1%} really are")
+    text.append(verdict(facts), style="bold")
     if facts.last is not None and facts.best is not None:
         text.append(f". Test accuracy {facts.last:.2%} (last), {facts.best:.2%} (best).")
-    if facts.epochs_scale != 1:
-        text.append(
-            f"\nEvery schedule was {facts.epochs_scale:g} times as long as the method's (--epochs_scale): a trial."
-        )
+    note = trial_note(facts)
+    if note is not None:
+        text.append(f"\n{note}")
     text.append("\n")
     return text
 
@@ -91,8 +86,14 @@ def _first_suspects(facts: RunFacts) -> Group:
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for suspect in facts.most_doubtful:
         suggested = "= given" if suspect.suggested == suspect.given else suspect.suggested
-        cells = [str(suspect.rank), str(suspect.index), Text(suspect.file or "-"), Text(suspect.given)]
-        cells += [Text(suggested), f"{suspect.p_noisy:.3f}", Text(suspect.truth or "-")]
+        cells: list[str | Text] = [str(suspect.rank), str(suspect.index)]
+        cells += [
+            Text(suspect.file or "-"),
+            Text(suspect.given),
+            Text(suggested),
+            f"{suspect.p_noisy:.3f}",
+            Text(suspect.truth or "-"),
+        ]
         table.add_row(*cells[: len(table.columns)])
     if all(suspect.suggested != suspect.given for suspect in facts.most_doubtful):
         return Group(table)
@@ -101,20 +102,3 @@ def _first_suspects(facts: RunFacts) -> Group:
         "the label is probably right, and the image unusual."
     )
     return Group(table, Text(note, style="dim"))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
-
-
-def _fraction(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

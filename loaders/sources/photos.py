@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdrpl.loaders.errors import DataError, UserError
+from fastdrpl.loaders.marks import MARK
 from fastdrpl.loaders.printable import printable
 from fastdrpl.loaders.sources.class_names import composed, describe_names, nearly
 from fastdrpl.loaders.sources.pictures import Place, Target, read_pictures, watch_parent
@@ -221,7 +222,7 @@ def decode_each(places: Iterable[Place], count: int, target: Target, workers: in
             yield _piece(read_pictures(chunk, target), target)
         return
     with processes(workers) as pool:
-        ahead: deque[Future[tuple[bytes | list[bytes], list[tuple[int, str]]]]] = deque()
+        ahead: deque[Future[tuple[bytes | list[bytes], list[tuple[int, str]], bytes]]] = deque()
         for chunk in chunks:
             ahead.append(pool.submit(read_pictures, chunk, target))
             if len(ahead) > 3 * workers:
@@ -245,11 +246,12 @@ def processes(workers: int) -> Iterator[WorkerPool]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _piece(result: tuple[bytes | list[bytes], list[tuple[int, str]]], target: Target) -> Piece:
-    data, bad = result
-    if isinstance(data, bytes):
-        return Piece(np.frombuffer(data, np.uint8).reshape(-1, target.size, target.size, 3), bad)
-    return Piece(data, bad)
+def _piece(result: tuple[bytes | list[bytes], list[tuple[int, str]], bytes], target: Target) -> Piece:
+    data, bad, marks = result
+    if isinstance(data, list):
+        return Piece(data, bad, np.frombuffer(marks, MARK))
+    images = np.frombuffer(data, np.uint8).reshape(-1, target.size, target.size, 3)
+    return Piece(images, bad, np.frombuffer(marks, MARK))
 
 
 def _reader(

@@ -15,6 +15,7 @@ from typing import IO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fastdrpl.loaders.marks import mark_images
 from fastdrpl.loaders.sources.formats import EXTENSIONS, FORMATS, readable_formats, why_unknown
 
 __all__ = ["DAMAGE", "EXTENSIONS", "FORMATS", "Unreadable", "read_picture", "read_pictures"]
@@ -72,25 +73,32 @@ class Target(NamedTuple):
 
 def read_pictures(
     places: Sequence[Place], target: Target
-) -> tuple[bytes | list[bytes], list[tuple[int, str]]]:
-    """Decode images; returns (pixels of all in one string, or a JPEG each; [(position, reason)] of the bad).
+) -> tuple[bytes | list[bytes], list[tuple[int, str]], bytes]:
+    """Decode images; returns (pixels of all in one string, or a JPEG each; [(position, reason)] of the bad; marks).
 
     A bad image is black.
     """
     size, bad = target.size, []
     out = np.zeros((len(places), size, size, 3), np.uint8)
+    sizes = [(0, 0)] * len(places)
     for position, place in enumerate(places):
         try:
-            out[position] = read_picture(place, size, target.resample)
+            out[position], sizes[position] = _read(place, size, target.resample)
         except Unreadable as error:
             bad.append((position, str(error)))
+    marks = mark_images(out, sizes).tobytes()
     if target.store == "jpeg":
-        return [encode_jpeg(image, target.quality) for image in out], bad
-    return out.tobytes(), bad
+        return [encode_jpeg(image, target.quality) for image in out], bad, marks
+    return out.tobytes(), bad, marks
 
 
 def read_picture(place: Place, size: int, resample: Resample = "bilinear") -> np.ndarray:
     """One image as (size, size, 3) uint8: upright, RGB, first frame. Raises Unreadable."""
+    return _read(place, size, resample)[0]
+
+
+def _read(place: Place, size: int, resample: Resample) -> tuple[np.ndarray, tuple[int, int]]:
+    """One image, and width and height of the original in pixels. Raises Unreadable."""
     try:
         with _open(place) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # oddities of single files would flood the terminal
@@ -183,8 +191,9 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe in the folder would wait for ever
 
 
-def _decode(file: IO[bytes], size: int, resample: Resample) -> np.ndarray:
+def _decode(file: IO[bytes], size: int, resample: Resample) -> tuple[np.ndarray, tuple[int, int]]:
     with Image.open(file, formats=readable_formats()) as image:
+        original = image.size
         if image.format in ("JPEG", "MPO") and resample == "bilinear":
             image.draft(None, (2 * size, 2 * size))  # decode large photos at 1/2, 1/4, 1/8: never below 2x
         image.load()
@@ -193,7 +202,7 @@ def _decode(file: IO[bytes], size: int, resample: Resample) -> np.ndarray:
         rgb = to_rgb(upright)
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), Image.Resampling[resample.upper()])  # antialiased
-    return np.asarray(rgb)
+    return np.asarray(rgb), original
 
 
 def _is_turned(image: Image.Image) -> bool:

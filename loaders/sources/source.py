@@ -15,6 +15,7 @@ class Piece(NamedTuple):
 
     images: np.ndarray | list[bytes]  # (n, height, width, 3) uint8, or n JPEG files
     bad: list[tuple[int, str]]  # (position in the piece, reason) of images that could not be read
+    marks: np.ndarray | None = None  # (n,) MARK, where they were made with the images
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,11 @@ def open_text(source: Path, kind: str, wanted: Wanted) -> Text:
     return Text(found, read, lambda rows: _name_lines(source, mark, rows), notes)
 
 
+def separator(source: Path, wanted: Wanted) -> str | None:
+    """What stands between the fields of a .csv, .tsv or .txt table; None where its first line names no columns."""
+    return _mark(_head(source), wanted, "\t" if source.suffix.lower() == ".tsv" else ",", source)[1]
+
+
 def unreadable(source: Path, error: Exception) -> DataError:
     """The error for a table that its reader gave up on."""
     said = str(error).strip().split("\n")[0][:200]
