@@ -49,7 +49,9 @@ class Journal:
             while written < len(data):
                 written += os.pwrite(self._descriptor, data[written:], self._length + written)
         except OSError as error:
-            with contextlib.suppress(OSError):  # a disk that refuses this too: opening cuts the unfinished line
+            with contextlib.suppress(
+                OSError
+            ):  # a disk that refuses this too: opening cuts the unfinished line
                 os.ftruncate(self._descriptor, self._length)
             raise explain_write_error(error, self.path) from error
         self._length += len(data)
