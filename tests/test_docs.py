@@ -302,6 +302,7 @@ def furnish(place: Path, page: Path, request: pytest.FixtureRequest, prepared) -
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_commands_of_a_page_run(name, place, request, prepared):
+    """R23."""
     page = PAGES[name]
     furnish(place, page, request, prepared)
     for language, text in blocks(page):
