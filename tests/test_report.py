@@ -19,8 +19,8 @@ from fastdrpl.errors import DataError, UserError
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.report.agreement import compare_suspects
 from fastdrpl.report.command import ReportCommand, report_runs, write_report
-from fastdrpl.report.html.markup import element, island, safe_json
-from fastdrpl.report.html.page import render_run
+from fastdrpl.report.pages.markup import element, island, safe_json
+from fastdrpl.report.pages.page import render_run
 from fastdrpl.report.losses import read_losses_of
 from fastdrpl.report.run_page import read_run_page
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdrpl.report.html.axes import (
+from fastdrpl.report.pages.axes import (
     BOTTOM,
     HEIGHT,
     TOP,
@@ -20,7 +20,7 @@ from fastdrpl.report.html.axes import (
     square_ticks,
     upward,
 )
-from fastdrpl.report.html.markup import Markup, element, join
+from fastdrpl.report.pages.markup import Markup, element, join
 from fastdrpl.report.losses import Heap, LossFacts
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastdrpl.report.html.markup import Markup, element, join, name_of
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
 from fastdrpl.report.run_page import Judged
 from fastdrpl.report.suspects import PairFacts, suspects_per_class
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 from fastdrpl.report.agreement import AgreementFacts
 from fastdrpl.report.history import EpochFacts
-from fastdrpl.report.html.charts import Line, draw_lines, legend
-from fastdrpl.report.html.detail_parts import figure, losses_part, stages_table
-from fastdrpl.report.html.markup import Markup, element, join, name_of
-from fastdrpl.report.html.opening_parts import figures_of, headline
-from fastdrpl.report.html.page import Section, document
+from fastdrpl.report.pages.charts import Line, draw_lines, legend
+from fastdrpl.report.pages.detail_parts import figure, losses_part, stages_table
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
+from fastdrpl.report.pages.opening_parts import figures_of, headline
+from fastdrpl.report.pages.page import Section, document
 from fastdrpl.report.run_page import RunPage
 from fastdrpl.report.words import percent
 

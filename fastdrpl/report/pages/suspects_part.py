@@ -10,7 +10,7 @@ import pyarrow
 
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.loaders.dataset import Dataset
-from fastdrpl.report.html.markup import Markup, element, island, join, safe_json
+from fastdrpl.report.pages.markup import Markup, element, island, join, safe_json
 from fastdrpl.report.run_page import Judged, RunPage
 from fastdrpl.report.thumbnails import choose_size, thumbnails
 

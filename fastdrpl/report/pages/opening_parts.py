@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fastdrpl.report.html.markup import Markup, element, join, name_of
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
 from fastdrpl.report.run_page import Judged, RunPage
 from fastdrpl.report.words import count, duration, percent, trial_note, verdict
 
