@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from fastdrpl.console import warn
+from fastdrpl.errors import UserError
 from fastdrpl.export import write_export
 from fastdrpl.eyes import Eyes, probabilities
 from fastdrpl.files import write_json
@@ -59,7 +60,8 @@ def _write_report(folder: RunFolder) -> None:
     try:
         write_report(folder.path, folder.report)
     except Exception as error:
-        warn(f"there is no report: {error}; `fastdrpl report {folder.path}` tries again")
+        what = error if isinstance(error, UserError) else repr(error)
+        warn(f"there is no report: {what}; `fastdrpl report {folder.path}` tries again")
 
 
 def _describe(

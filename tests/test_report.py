@@ -19,9 +19,9 @@ from fastdrpl.errors import DataError, UserError
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.report.agreement import compare_suspects
 from fastdrpl.report.command import ReportCommand, report_runs, write_report
+from fastdrpl.report.losses import read_losses_of
 from fastdrpl.report.pages.markup import element, island, safe_json
 from fastdrpl.report.pages.page import render_run
-from fastdrpl.report.losses import read_losses_of
 from fastdrpl.report.run_page import read_run_page
 
 
@@ -135,7 +135,7 @@ def test_everything_is_on_the_page_in_its_order(place):
         "Training loss",
         "no sample counts as clean in <script>",
         "images that could not be read (quarantined)",
-        "the same image under two labels",
+        "images that are there more than once (1 under two labels)",
         "fastdrpl train --config",
         "3.11.7",
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastdrpl.report.losses import Heap, LossFacts
 from fastdrpl.report.pages.axes import (
     BOTTOM,
     HEIGHT,
@@ -21,7 +22,6 @@ from fastdrpl.report.pages.axes import (
     upward,
 )
 from fastdrpl.report.pages.markup import Markup, element, join
-from fastdrpl.report.losses import Heap, LossFacts
 
 
 @dataclass(frozen=True)

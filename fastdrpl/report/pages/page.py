@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from fastdrpl import __version__
+from fastdrpl.report.pages.changes_part import changes_part
 from fastdrpl.report.pages.class_parts import classes_table, mixed_up
 from fastdrpl.report.pages.detail_parts import (
     losses_part,
@@ -42,6 +43,9 @@ def render_run(page: RunPage, *, most_bytes: int) -> bytes:
 def _with_suspects(page: RunPage, budget: int) -> bytes:
     names = page.provenance.class_names
     sections: list[Section] = [Section("figures", "Figures", "Key figures", figures(page))]
+    if page.changes is not None or page.without_changes:
+        changed = changes_part(page.changes, page.without_changes)
+        sections.append(Section("changes", "Changes", "What the corrected labels changed", changed))
     if page.judged is not None:
         shown = fit_suspects(page, page.judged, budget)
         sections.append(Section("suspects", "Suspects", "Suspects", suspects_part(page, page.judged, shown)))
