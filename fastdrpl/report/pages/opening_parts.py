@@ -97,7 +97,10 @@ def top(page: RunPage) -> Markup:
     return element(
         "header",
         element(
-            "p", join("fastdrpl report · ", name_of(page.path.name), f" · {made.recipe} · {method}{seed}")
+            "p",
+            join(
+                "fastdrpl report · ", name_of(page.path.resolve().name), f" · {made.recipe} · {method}{seed}"
+            ),
         ),
         element("h1", headline(page)),
         element("p", " ".join(after_headline(page)), class_="lead"),

@@ -135,9 +135,9 @@ def _controls() -> Markup:
 _KEYS = (
     ("A", "accept the suggestion"),
     ("K", "keep the given label"),
-    ("D", "drop the image from training"),
+    ("D", "drop the image"),
     ("O", "other class"),
-    ("S", "skip: undecided, and on"),
+    ("S", "skip"),
     ("U", "undo"),
     ("← → ↑ ↓", "move"),
 )
