@@ -1,6 +1,8 @@
 """The command line. A verb is a function here; what it needs is imported inside it, so that help is quick."""
 
 import dataclasses
+import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +20,11 @@ fastdrpl: train an image classifier from partly wrong labels, and learn which la
   fastdrpl train RECIPE [--data DIR] [flags]     train, detect, report; the same command continues a stopped run
   fastdrpl compare GRID [flags]                  methods x noises x seeds as runs, and the paper's tables from them
   fastdrpl recipes [NAME [METHOD]]               recipes and methods, with every number and where it comes from
-  fastdrpl status RUN                            how a run gets on, from its files
+  fastdrpl status RUN... [--watch]               how runs get on, from their files
   fastdrpl report RUN... [--out FILE]            the page about a run: suspects to decide on, charts; runs side by side
   fastdrpl fix RUN [--fixes FILE] [--out FILE]   corrected labels from what you decided about the suspects
   fastdrpl predict RUN PATH [--out FILE]         label new images with a finished run's network
+  fastdrpl export RUN --to FORM...               labels, images or network for other tools: csv, cleanlab, onnx ...
   fastdrpl detect RUN... [--out DIR]             how well each detector of finished runs finds the wrong labels
   fastdrpl figure KIND RUN... --out DIR          the paper's figures of finished runs: losses, cam, doubtful
   fastdrpl probe RUN... --data DIR               what the features of a run are worth for classes it never saw
@@ -234,48 +237,6 @@ def _recipes(words: list[str]) -> int:
     return 0
 
 
-def _status(words: list[str]) -> int:
-    from fastdrpl.status import print_status
-
-    _refuse_flags(words, "status RUN", least=1, most=1)
-    print_status(Path(words[0]))
-    return 0
-
-
-def _report(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.report.command import ReportCommand, report_runs
-
-    report_runs(_parse(tyro.cli, ReportCommand, "fastdrpl report", words))
-    return 0
-
-
-def _predict(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.predict import PredictConfig, predict
-
-    predict(_parse(tyro.cli, PredictConfig, "fastdrpl predict", words))
-    return 0
-
-
-def _fix(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.fixing.command import FixCommand, fix
-
-    return fix(_parse(tyro.cli, FixCommand, "fastdrpl fix", words))
-
-
-def _detect(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.detect.command import DetectCommand, detect_runs
-
-    return detect_runs(_parse(tyro.cli, DetectCommand, "fastdrpl detect", words))
-
-
 def _figure(words: list[str]) -> int:
     import tyro
 
@@ -295,14 +256,6 @@ def _figure(words: list[str]) -> int:
     return draw(_parse(tyro.cli, settings, f"fastdrpl figure {kind}", rest))
 
 
-def _probe(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.figures.probe import ProbeCommand, probe
-
-    return probe(_parse(tyro.cli, ProbeCommand, "fastdrpl probe", words))
-
-
 def _bench(words: list[str]) -> int:
     import tyro
 
@@ -316,15 +269,6 @@ def _bench(words: list[str]) -> int:
     return 0
 
 
-def _confusion(words: list[str]) -> int:
-    import tyro
-
-    from fastdrpl.confusion import ConfusionConfig, make_confusion
-
-    make_confusion(_parse(tyro.cli, ConfusionConfig, "fastdrpl confusion", words))
-    return 0
-
-
 def _doctor(words: list[str]) -> int:
     from fastdrpl.doctor import doctor
 
@@ -332,21 +276,38 @@ def _doctor(words: list[str]) -> int:
     return doctor(Path(words[0]) if words else None)
 
 
+# Verbs that are a dataclass of flags and a function of it.
+_PLAIN = {
+    "status": ("fastdrpl.watch", "StatusConfig", "show_status"),
+    "report": ("fastdrpl.report.command", "ReportCommand", "report_runs"),
+    "fix": ("fastdrpl.fixing.command", "FixCommand", "fix"),
+    "predict": ("fastdrpl.predict", "PredictConfig", "predict"),
+    "export": ("fastdrpl.exports.verb", "ExportConfig", "export"),
+    "detect": ("fastdrpl.detect.command", "DetectCommand", "detect_runs"),
+    "probe": ("fastdrpl.figures.probe", "ProbeCommand", "probe"),
+    "confusion": ("fastdrpl.confusion", "ConfusionConfig", "make_confusion"),
+}
+
+
+def _plain(verb: str, words: list[str]) -> int:
+    import tyro
+
+    module, settings, function = _PLAIN[verb]
+    found = importlib.import_module(module)
+    config = _parse(tyro.cli, getattr(found, settings), f"fastdrpl {verb}", words)
+    code = getattr(found, function)(config)
+    return code if verb in ("status", "detect") else 0  # the others return what they made
+
+
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "prepare": _prepare,
     "train": _train,
     "compare": _compare,
     "recipes": _recipes,
-    "status": _status,
-    "report": _report,
-    "fix": _fix,
-    "predict": _predict,
-    "detect": _detect,
     "figure": _figure,
-    "probe": _probe,
-    "confusion": _confusion,
     "bench": _bench,
     "doctor": _doctor,
+    **{verb: functools.partial(_plain, verb) for verb in _PLAIN},
 }
 
 

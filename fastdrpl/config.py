@@ -147,6 +147,9 @@ class Config:
     """Test after every this many epochs, and after the last of a stage; 0 = after the last only."""
     labels: Path | None = None
     """Labels to train on, as `fastdrpl fix` writes them: with the samples of this file, and no noise is added."""
+    track_with: str = ""
+    """Trackers that are told every epoch, with commas: tensorboard, wandb, mlflow, ... (docs/runs.md). Files lie in
+    the run folder."""
     noise: NoiseConfig = dataclasses.field(default_factory=NoiseConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

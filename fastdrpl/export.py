@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastdrpl.calibration import Calibration
 from fastdrpl.errors import DataError
 from fastdrpl.files import read_json, write_atomic, write_json
 from fastdrpl.loaders.dataset import Dataset
@@ -16,7 +17,7 @@ from fastdrpl.pixels import Transform
 from fastdrpl.state import RunState
 from fastdrpl.view import View
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2  # 1 had no calibration
 _FIELDS = {"model", "width", "class_names", "stored_size", "input_size", "mean", "std"}  # of model.json
 
 
@@ -33,7 +34,14 @@ class Ensemble(nn.Module):
         return torch.logsumexp(log_p, 0) - torch.log(torch.tensor(float(len(self.networks))))
 
 
-def write_export(folder: Path, state: RunState, data: Dataset, train: View, transform: Transform) -> None:
+def write_export(
+    folder: Path,
+    state: RunState,
+    data: Dataset,
+    train: View,
+    transform: Transform,
+    calibration: Calibration,
+) -> None:
     """The final networks and their description; one network by its own names, several as `Ensemble` has them."""
     folder.mkdir(exist_ok=True)
     networks = state.learners.networks
@@ -58,6 +66,7 @@ def write_export(folder: Path, state: RunState, data: Dataset, train: View, tran
             "mean": list(transform.mean),
             "std": list(transform.std),
             "source": data.source.kind,
+            "calibration": calibration.as_json(),
         },
     )
 
@@ -71,6 +80,12 @@ def read_export(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"the description of the network has no {', '.join(sorted(missing))}",
             where=str(folder / "model.json"),
             fix="run the training again",
+        )
+    if description.get("schema", 1) > EXPORT_VERSION:
+        raise DataError(
+            f"the network was exported by a newer version (schema {description['schema']}, known: {EXPORT_VERSION})",
+            where=str(folder / "model.json"),
+            fix="update fastdrpl",
         )
     classes = len(description["class_names"])
     networks = [

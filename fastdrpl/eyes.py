@@ -100,9 +100,13 @@ def take(learners: Learners, eyes: Eyes, look: Look, given: Tensor, pass_: Pass)
 
 def probabilities(learners: Learners, eyes: Eyes, pass_: Pass, *, augmented: bool) -> Tensor:
     """Prediction for every sample: (N, C) float32, on the device."""
+    return log_probabilities(learners, eyes, pass_, augmented=augmented).exp_()
+
+
+def log_probabilities(learners: Learners, eyes: Eyes, pass_: Pass, *, augmented: bool) -> Tensor:
+    """The logarithms of `probabilities`."""
     walk = look_at_all(learners, eyes, pass_, augmented=augmented)
-    parts = ((index, mean_prediction(log_p).exp()) for index, log_p in walk)
-    return gather(learners.machine, parts, eyes.samples)
+    return gather(learners.machine, ((index, mean_prediction(log_p)) for index, log_p in walk), eyes.samples)
 
 
 def accuracy(learners: Learners, eyes: Eyes, label: Tensor, pass_: Pass) -> float:

@@ -19,6 +19,7 @@ from fastdrpl.settings import flatten
 _NOT_IDENTITY = (
     "run",
     "data",
+    "track_with",
     "judge",
     "engine.loader",
     "engine.workers",
@@ -48,6 +49,16 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def metrics_csv(self) -> Path:
+        """The same as a table."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tracking(self) -> Path:
+        """What trackers write."""
+        return self.path / "tracking"
 
     @property
     def progress(self) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fastdrpl.calibration import Calibration, calibration_from
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.export import read_export
 from fastdrpl.files import read_json
@@ -30,6 +31,11 @@ class OpenRun:
         """How a stored image becomes the network's input: the centre, normalised."""
         said = self.description
         return Crop(size=said["input_size"], mean=tuple(said["mean"]), std=tuple(said["std"]))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The temperature of its probabilities; None for a run of a version that fitted none."""
+        return calibration_from(self.description, self.folder.export / "model.json")
 
     @functools.cached_property
     def labels(self) -> Labels:

@@ -3,11 +3,15 @@
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from fastdrpl.calibration import Calibration, calibrate_on_kept, calibrate_on_test, some_of
 from fastdrpl.console import warn
 from fastdrpl.errors import UserError
 from fastdrpl.export import write_export
-from fastdrpl.eyes import Eyes, probabilities
+from fastdrpl.exports.card import write_card
+from fastdrpl.eyes import Eyes, log_probabilities, probabilities
 from fastdrpl.files import write_json
 from fastdrpl.folder import RunFolder, fingerprint_of
 from fastdrpl.loaders.dataset import Dataset
@@ -24,9 +28,13 @@ from fastdrpl.view import View
 RESULT_VERSION = 1
 
 
-def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes) -> dict[str, Any]:
-    """Write export/, labels.parquet, labels.csv, result.json (which says that the run is finished) and report.html."""
+def finish(
+    state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes, test_eyes: Eyes | None
+) -> dict[str, Any]:
+    """Write export/, labels.parquet, labels.csv and result.json, whose presence says that the run is finished; then
+    the model card and report.html, which only repeat them."""
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
+    on_test = _on_test(state, data, test, test_eyes)
     labels, store = train.labels, state.store
     labelled = store["labelled"].cpu().numpy()
     losses = {
@@ -47,21 +55,43 @@ def finish(state: RunState, data: Dataset, train: View, test: View | None, eyes:
         )
         write_table(state.folder.labels, table)
         write_table(state.folder.labels_csv, table)
-        write_export(state.folder.export, state, data, train, eyes.transform)
+        calibration = on_test or _on_kept(predicted, labels.given, labelled)
+        write_export(state.folder.export, state, data, train, eyes.transform, calibration)
         write_json(state.folder.result, result)
         state.folder.progress.unlink(missing_ok=True)
-        _write_report(state.folder)
+        _write_pages(state.folder)
     state.machine.wait()
     return result
 
 
-def _write_report(folder: RunFolder) -> None:
-    """The page about the run. The run is finished by now: whatever is wrong with its page must not undo that."""
-    try:
-        write_report(folder.path, folder.report)
-    except Exception as error:
-        what = error if isinstance(error, UserError) else repr(error)
-        warn(f"there is no report: {what}; `fastdrpl report {folder.path}` tries again")
+def _write_pages(folder: RunFolder) -> None:
+    """Card and report. The run is finished by now: whatever is wrong with a page must not undo that."""
+    pages = (
+        ("report", f"report {folder.path}", lambda: write_report(folder.path, folder.report)),
+        ("card", f"export {folder.path} --to card", lambda: write_card(folder.path)),
+    )
+    for name, again, write in pages:
+        try:
+            write()
+        except Exception as error:
+            what = error if isinstance(error, UserError) else repr(error)
+            warn(f"there is no {name}: {what}; `fastdrpl {again}` tries again")
+
+
+def _on_test(state: RunState, data: Dataset, test: View | None, eyes: Eyes | None) -> Calibration | None:
+    """The temperature that the test labels ask for; every rank must call this. None without a test set."""
+    if test is None or eyes is None:
+        return None
+    log_p = log_probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
+    return calibrate_on_test(log_p.cpu().numpy(), test.labels.given, may_be_wrong=data.test_may_be_wrong)
+
+
+def _on_kept(predicted: Tensor, given: np.ndarray, labelled: np.ndarray) -> Calibration:
+    """The temperature that training labels ask for which were kept."""
+    kept = some_of(np.flatnonzero(labelled))
+    return calibrate_on_kept(
+        predicted[torch.from_numpy(kept).to(predicted.device)].cpu().numpy(), given[kept]
+    )
 
 
 def _describe(

@@ -7,14 +7,17 @@ from fastdrpl.config import Config
 from fastdrpl.errors import CollapseError, NonFiniteError, UserError
 from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, check_claim, is_bound, run_folder
-from fastdrpl.journal import Journal, NoJournal
+from fastdrpl.journal import NoJournal
 from fastdrpl.loop import Loop
 from fastdrpl.machine import Machine, build_machine
 from fastdrpl.methods import arose_in, load_method, where_in
+from fastdrpl.metrics import Metrics
 from fastdrpl.plan import plan_of
 from fastdrpl.results import finish
+from fastdrpl.settings import flatten
 from fastdrpl.signals import StopRequest
 from fastdrpl.traces import Traces
+from fastdrpl.tracking import Trackers, parse_trackers
 from fastdrpl.view import open_data, training_view
 
 
@@ -28,6 +31,7 @@ def run(config: Config) -> dict[str, Any]:
     folder = run_folder(config)
     if folder.result.exists():
         return _earlier_result(config, folder)
+    parse_trackers(config.track_with)  # what is not there is refused before anything begins
     before = read_json(folder.manifest) if is_bound(folder) else {}
     machine = build_machine(config.engine, before.get("machine"))
     with StopRequest() as stop:
@@ -50,6 +54,11 @@ def run(config: Config) -> dict[str, Any]:
                 raise
 
 
+def _open_metrics(config: Config, folder: RunFolder) -> Metrics:
+    names = parse_trackers(config.track_with)
+    return Metrics(folder, Trackers(names, folder.tracking, folder.path, flatten(config)))
+
+
 def _earlier_result(config: Config, folder: RunFolder) -> dict[str, Any]:
     """The result of a finished run; an error if it was of another configuration, other data or other labels."""
     check_claim(folder, config)
@@ -66,14 +75,14 @@ def _train(
     try:
         machine.wait()
         state.identity = {**state.identity, "config": read_json(folder.manifest)["identity"]["config"]}
-        with Journal(folder.metrics) if machine.main else NoJournal() as journal:
+        with _open_metrics(config, folder) if machine.main else NoJournal() as journal:
             state.journal = journal
             beginning.say_what_runs()
             state.resume_or_begin()
             Loop(
                 state, train.labels, beginning.train_eyes, beginning.test_eyes, beginning.test_label, stop
             ).run()
-            return finish(state, beginning.data, train, test, beginning.train_eyes)
+            return finish(state, beginning.data, train, test, beginning.train_eyes, beginning.test_eyes)
     except UserError:
         raise
     except Exception as error:

@@ -20,10 +20,11 @@ from fastdrpl.config import Config, OptimiserConfig
 from fastdrpl.console import say, warn
 from fastdrpl.errors import UserError
 from fastdrpl.folder import RunFolder
-from fastdrpl.journal import Journal, NoJournal
+from fastdrpl.journal import NoJournal
 from fastdrpl.learners import Learners, fresh_networks
 from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.machine import Machine
+from fastdrpl.metrics import Metrics
 from fastdrpl.records import Position, StageRecord
 from fastdrpl.stages import Stage
 from fastdrpl.store import LabelStore
@@ -42,7 +43,7 @@ class RunState:
         folder: RunFolder,
         machine: Machine,
         identity: dict[str, str],
-        journal: Journal | NoJournal,
+        journal: Metrics | NoJournal,
         given: torch.Tensor,
         classes: int,
     ):

@@ -1,15 +1,15 @@
 """`fastdrpl status RUN`: how a run gets on, from its files alone."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fastdrpl.checkpoint import list_checkpoints
-from fastdrpl.errors import UserError
+from fastdrpl.errors import PreemptedError, UserError
 from fastdrpl.files import read_json
 from fastdrpl.folder import RunFolder
 from fastdrpl.journal import read_journal
@@ -17,7 +17,10 @@ from fastdrpl.lock import lock_holder
 
 
 def status_of(path: Path) -> dict[str, Any]:
-    """The state of a run folder, in JSON values; writes nothing. Raises `UserError` if it is no run folder."""
+    """The state of a run folder, in JSON values; writes nothing. Raises `UserError` if it is no run folder.
+
+    `exit_code`: what its command ended with, or would have: 75 for a run that can be continued; None while it runs.
+    """
     folder = RunFolder(path)
     if not folder.config.exists():
         raise UserError(
@@ -26,12 +29,14 @@ def status_of(path: Path) -> dict[str, Any]:
     records, checkpoints = read_journal(folder.metrics), list_checkpoints(folder.checkpoints)
     holder = lock_holder(path)
     progress = read_json(folder.progress) if folder.progress.exists() else {}
+    code: int | None = PreemptedError.exit_code
     if folder.result.exists():
-        verdict = "finished"
+        verdict, code = "finished", 0
+    elif holder is not None:  # before what an earlier attempt ended with
+        verdict, code = f"running ({holder})", None
     elif "failed" in progress:
+        code = int(progress["exit_code"])
         verdict = f"ended with exit code {progress['exit_code']}: {progress['failed']}"
-    elif holder is not None:
-        verdict = f"running ({holder})"
     else:
         verdict = (
             "stopped; the training command continues it"
@@ -42,6 +47,7 @@ def status_of(path: Path) -> dict[str, Any]:
     speed = progress.get("images_per_second")
     return {
         "verdict": verdict,
+        "exit_code": code,
         "stage": progress.get("stage", last.get("stage")),
         "epoch": progress.get("epoch", last.get("epoch")),
         "epochs": progress.get("epochs"),
@@ -57,9 +63,9 @@ def status_of(path: Path) -> dict[str, Any]:
     }
 
 
-def print_status(path: Path) -> None:
-    """Print `status_of` for a person."""
-    state = status_of(path)
+def table_of(state: Mapping[str, Any]) -> Table:
+    """`status_of` as a table: what is known, a name and a value in each row."""
+    state = {name: value for name, value in state.items() if name != "exit_code"}
     table = Table(box=None, show_header=False, pad_edge=False)
     result = state.pop("result")
     if result is not None:
@@ -79,11 +85,12 @@ def print_status(path: Path) -> None:
         )
     for name, value in state.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), Text(_text(name, value)))
-    Console(highlight=False).print(table)
+            table.add_row(name.replace("_", " "), Text(text_of(name, value)))
+    return table
 
 
-def _text(name: str, value: Any) -> str:
+def text_of(name: str, value: Any) -> str:
+    """A value of `status_of` for a person."""
     if name in ("stage_seconds_left", "last_checkpoint_age"):
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -10,12 +10,16 @@ import numpy as np
 
 from fastdrpl.loaders.errors import UserError
 
+_ONNX = "pip install 'onnx>=1.17' 'onnxscript>=0.5' 'onnxruntime>=1.20'"
 INSTALL = {  # module -> what brings it
     "ffcv": "apt-get install -y libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv==1.0.2",
     "nvidia.dali": "pip install 'nvidia-dali-cuda130>=2.4'",
     "timm": "pip install 'timm>=1.0'",
     "datasets": "pip install 'datasets>=3'",
     "webdataset": "pip install 'webdataset>=0.2'",
+    "onnx": _ONNX,
+    "onnxscript": _ONNX,
+    "onnxruntime": _ONNX,
     "pillow_heif": "pip install 'pillow-heif>=1.0'",
 }
 

@@ -32,6 +32,7 @@ from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
 from fastdrpl.report.command import ReportCommand
+from fastdrpl.watch import StatusConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
@@ -68,6 +69,7 @@ SETTINGS = (
     FixCommand,
     CompareConfig,
     ReportCommand,
+    StatusConfig,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
 

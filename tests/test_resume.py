@@ -152,6 +152,7 @@ def test_the_files_of_a_run(unbroken):
         "config.toml",
         "manifest.json",
         "metrics.jsonl",
+        "metrics.csv",
         "result.json",
         "labels.parquet",
         "noise.npz",

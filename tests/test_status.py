@@ -2,15 +2,22 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
 import toy
+from prepare_cases import ROOT
 
 from fastdrpl.cli import main
 from fastdrpl.errors import DataError, UserError
+from fastdrpl.journal import read_journal
+from fastdrpl.lock import RunLock
 from fastdrpl.status import status_of
 
 LONG = ("--drpl.semi2.epochs", "2000", "--test_every", "0", "--checkpoint.every", "1e9")
@@ -28,7 +35,12 @@ def stopped(tmp_path_factory):
     """A run that was asked about while it ran, and then stopped by a signal: -> folder, answers while running."""
     run = tmp_path_factory.mktemp("status") / "stopped"
     process = toy.start(run, *LONG)
-    toy.wait_until(lambda: (run / "progress.json").exists() or not process.is_alive())
+    toy.wait_until(
+        lambda: (
+            ((run / "progress.json").exists() and read_journal(run / "metrics.jsonl"))
+            or not process.is_alive()
+        )
+    )
     assert process.is_alive(), toy.log_of(run)
     answers = []
     for _ in range(3):
@@ -152,3 +164,125 @@ def test_a_damaged_file_is_named(finished, tmp_path, name):
     (run / name).write_text("{broken\n")
     with pytest.raises(DataError, match=name):
         status_of(run)
+
+
+def made(path, *, failed=None, result=None):
+    """A run folder by hand that nobody is training in."""
+    path.mkdir(parents=True)
+    (path / "config.toml").write_text('recipe = "digits"\n')
+    if failed is not None:
+        (path / "progress.json").write_text(json.dumps(failed))
+    if result is not None:
+        (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+RESULT = {"suspects": 1234, "samples": 50000, "accuracy": {"best": 0.9, "last": 0.875}}
+
+
+def test_watching_ends_when_the_run_does_and_says_how(tmp_path, capsys):
+    """A run that appears, gets on, is replaced and finishes, with a lock that this process holds for it."""
+    run, steps = tmp_path / "run", []
+    words = ["status", str(run), "--watch", "--every", "0.1"]
+
+    def act():
+        steps.append(wait_for("waiting (not there yet)"))
+        made(run)
+        with RunLock(run):
+            steps.append(wait_for("running"))
+            (run / "progress.json").write_text(
+                json.dumps({"stage": "ce", "epoch": 3, "epochs": 9, "images_per_second": 1500.0})
+            )
+            steps.append(wait_for("ce, epoch 3 of 9, 1,500 images/s"))
+            run.rename(tmp_path / "before")
+            steps.append(wait_for("waiting (not there yet)", times=2))
+        made(tmp_path / "next", result=RESULT).rename(run)
+
+    text = [""]
+
+    def wait_for(words, times=1):
+        def said():
+            text[0] += capsys.readouterr().out
+            return text[0].count(words) == times
+
+        toy.wait_until(said)
+        return words
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    assert main(words) == 0
+    thread.join()
+    assert len(steps) == 4
+    lines = (text[0] + capsys.readouterr().out).splitlines()
+    assert lines[0] == f"{run}: waiting (not there yet)"
+    assert lines[-1] == f"{run}: finished: 1,234 of 50,000 labels look wrong, test 87.50%"
+    assert len(lines) == 5  # nothing is said without news
+
+
+@pytest.mark.parametrize(
+    ("files", "code"),
+    [
+        ({"result": RESULT}, 0),
+        ({"failed": {"failed": "a loss is no number", "exit_code": 4}}, 4),
+        ({}, 75),
+    ],
+)
+def test_the_exit_code_of_watching_is_that_of_the_run(tmp_path, capsys, files, code):
+    run = made(tmp_path / "run", **files)
+    before = everything(run)
+    assert main(["status", str(run), "--watch"]) == code
+    assert everything(run) == before
+    finished = made(tmp_path / "finished", result=RESULT)
+    assert main(["status", str(run), str(finished), "--watch"]) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(run), str(run), str(finished)]
+    assert code != 4 or "ended with exit code 4: a loss is no number" in lines[0]
+    assert main(["status", str(run), str(finished)]) == 0
+    assert str(finished) in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_after_a_failure_is_not_at_its_end(tmp_path):
+    run = made(tmp_path / "run", failed={"failed": "too few labels", "exit_code": 5})
+    assert status_of(run)["exit_code"] == 5
+    with RunLock(run):
+        state = status_of(run)
+    assert state["exit_code"] is None and state["verdict"].startswith("running")
+
+
+def test_what_cannot_be_read_while_it_is_replaced_is_read_later(tmp_path, capsys):
+    run = made(tmp_path / "run", result=RESULT)
+    (run / "result.json").write_text("{half")
+    threading.Timer(0.5, lambda: (run / "result.json").write_text(json.dumps(RESULT))).start()
+    assert main(["status", str(run), "--watch", "--every", "0.1"]) == 0
+    assert "waiting (result.json is not JSON" in capsys.readouterr().out
+
+
+def test_a_terminal_is_refreshed_and_ctrl_c_ends_it_calmly(tmp_path):
+    run = made(tmp_path / "run")
+    program = "import sys; from fastdrpl.cli import main; sys.exit(main(sys.argv[1:]))"
+    parent, child = pty.openpty()
+    with RunLock(run):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "status", str(run), "--watch", "--every", "0.1"],
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "200"},
+        )
+        os.close(child)
+        shown = b""
+        while b"running (process" not in shown:
+            shown += os.read(parent, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    while b"stopped" not in shown:
+        shown += os.read(parent, 4096)
+    os.close(parent)
+    assert b"Traceback" not in shown
+
+
+@pytest.mark.parametrize("words", [["--every", "0"], ["--every", "nan"]])
+def test_watching_refuses_intervals_out_of_range(tmp_path, capsys, words):
+    assert main(["status", str(made(tmp_path / "run")), "--watch", *words]) == 2
+    assert "--every" in capsys.readouterr().err

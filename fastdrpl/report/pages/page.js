@@ -10,7 +10,7 @@
   const byIndex = new Map(suspects.map((suspect) => [suspect.index, suspect]));
   const CHUNK = 48; // cards that are made at a time
   const PAIRS = 1000; // that can be chosen, the most frequent
-  const SMALL = 64; // pixels: images up to this side are enlarged pixel by pixel
+  const SMALL = 32; // pixels: images up to this side are enlarged pixel by pixel
   const key = `fastdrpl fixes ${data.hash}`;
   const at = (id) => document.getElementById(id);
   const grid = at("grid"), progress = at("progress"), dialog = at("other");
