@@ -248,7 +248,7 @@ def _figure(words: list[str]) -> int:
     if kind not in FIGURES:
         if not kind:
             print(f"usage: fastdrpl figure {'|'.join(FIGURES)} RUN... --out DIR   (each has --help)")
-            return 0
+            raise SystemExit(0)
         raise UserError(
             f"there is no figure {kind!r}{nearest(kind, FIGURES)}", fix=f"one of {', '.join(FIGURES)}"
         )

@@ -34,7 +34,8 @@ def make_table(truth: list[int]) -> pyarrow.Table:
 def test_columns_stand_where_something_is_known(truth):
     table = make_table(truth)
     assert table.column_names == COLUMNS + (TRUTH if truth[0] >= 0 else [])
-    assert table["rank"].to_pylist() == [4, 1, 2, 3]  # the loss decides between equal probabilities
+    assert table["rank"].to_pylist() == [1, 2, 3, 4]  # by mean losses of 4.55, 1.5, 1 and 0.1
+    assert table["score"].to_pylist() == pytest.approx([0.98943, 0.77687, 0.63212, 0.09516], abs=1e-5)
     if truth[0] >= 0:
         assert table["is_noisy"].to_pylist() == [False, False, None, True]
         assert table["truth_name"].to_pylist() == [NAMES[0], NAMES[1], None, None]
@@ -63,23 +64,29 @@ def test_both_files_hold_the_same(tmp_path):
                 )
 
 
-losses = st.integers(1, 40).flatmap(
+evidence = st.integers(1, 40).flatmap(
     lambda n: st.tuples(
         arrays(np.float64, n, elements=st.sampled_from([0.0, 0.5, 0.912, 1.0])),
-        arrays(np.float32, n, elements=st.floats(0, 3, width=16)),
+        st.lists(arrays(np.float32, n, elements=st.sampled_from([0, 0.25, 3, 60, np.inf])), max_size=3),
     )
 )
 
 
-@given(losses)
+@given(evidence)
 def test_the_rank_has_no_ties_and_the_score_goes_with_it(drawn):
-    p_noisy, loss = drawn
-    rank, score = rank_labels(p_noisy, [loss])
+    p_noisy, losses = drawn
+    rank, score = rank_labels(p_noisy, losses)
     assert sorted(rank) == list(range(1, len(rank) + 1))
     assert ((score >= 0) & (score <= 1)).all()
-    by_hand = sorted(range(len(rank)), key=lambda i: (-p_noisy[i], -loss[i], i))
+
+    def doubt(i):
+        return sum(float(loss[i]) for loss in losses) / len(losses) if losses else p_noisy[i]
+
+    by_hand = sorted(range(len(rank)), key=lambda i: (-doubt(i), -p_noisy[i], i))
     assert np.argsort(rank).tolist() == by_hand
     assert (np.diff(score[by_hand]) <= 0).all()
+    wanted = [1 - np.exp(-doubt(i)) if losses else p_noisy[i] for i in range(len(rank))]
+    assert score.tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 def test_a_table_of_the_first_schema_is_read_as_of_today(tmp_path):
