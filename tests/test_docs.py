@@ -323,6 +323,7 @@ def check_description(text: str, run: Path) -> None:
     files = {path.name + "/" * path.is_dir() for path in run.iterdir()}
     missing = {file for file in files if not any(name.startswith(file) for name in named)}
     assert not missing, missing
+    assert b"Suspects" in (run / "report.html").read_bytes()
     table = pyarrow.parquet.read_table(run / "labels.parquet")
     assert len(table) == int(SHORT["--limit"])
     assert set(table.column_names) <= named, set(table.column_names) - named
