@@ -98,7 +98,7 @@ def _grid(grey: np.ndarray) -> np.ndarray:
     sums += pairs >> np.uint16(8)
     rows, columns = height // _GRID, width // (2 * _GRID)
     sums = sums.reshape(n, _GRID, rows, width // 2)
-    total = sums[:, :, 0].astype(np.uint16 if rows * columns <= 128 else np.uint32)
+    total: np.ndarray = sums[:, :, 0].astype(np.uint16 if rows * columns <= 128 else np.uint32)
     for row in range(1, rows):
         total += sums[:, :, row]
     if columns > 1:
