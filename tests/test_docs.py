@@ -28,6 +28,9 @@ from fastdrpl.compare.verb import CompareConfig
 from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
+from fastdrpl.exports.verb import ExportConfig
+from fastdrpl.figures.command import CamFigure, DoubtfulFigure, LossesFigure
+from fastdrpl.figures.probe import ProbeCommand
 from fastdrpl.fixing.command import FixCommand
 from fastdrpl.loaders.prepare_config import PrepareConfig
 from fastdrpl.predict import PredictConfig
@@ -66,9 +69,14 @@ SETTINGS = (
     BenchConfig,
     ConfusionConfig,
     DetectCommand,
+    ExportConfig,
     FixCommand,
     CompareConfig,
     ReportCommand,
+    LossesFigure,
+    CamFigure,
+    DoubtfulFigure,
+    ProbeCommand,
     StatusConfig,
 )  # of verbs other than train
 OTHER_FLAGS = {"config", "debug", "help", "version"}  # read by fastdrpl's command line itself
@@ -294,6 +302,7 @@ def furnish(place: Path, page: Path, request: pytest.FixtureRequest, prepared) -
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_commands_of_a_page_run(name, place, request, prepared):
+    """R23."""
     page = PAGES[name]
     furnish(place, page, request, prepared)
     for language, text in blocks(page):

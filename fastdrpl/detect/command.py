@@ -53,7 +53,7 @@ def detect_runs(command: DetectCommand) -> int:
     from fastdrpl.detect.figure import draw_roc, list_points
     from fastdrpl.detect.table import render
     from fastdrpl.detectors.confident_learning import require_cleanlab
-    from fastdrpl.figures.numbers import write_figures
+    from fastdrpl.figures.output import write_figures
     from fastdrpl.files import make_folder
 
     if not command.runs:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastdrpl.detect.comparison import Group, Line, Row
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.style import CYCLE, in_legend, render
 
 POINTS = 2000  # of a curve: more cannot be told apart, and would make the SVG large

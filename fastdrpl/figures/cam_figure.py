@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from fastdrpl.errors import DataError
-from fastdrpl.figures.cam import Cam, Chosen, cams_of, choose_test, choose_train
+from fastdrpl.figures.cam import PREDICTED, Cam, Chosen, cams_of, choose_test, choose_train
 from fastdrpl.figures.command import CamFigure
 from fastdrpl.figures.loss_files import names_of
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.pictures import show_picture
 from fastdrpl.figures.style import legible, render
 from fastdrpl.opening import open_run
@@ -84,12 +84,19 @@ def _on(place: Any, pixels: np.ndarray, title: str, row: str) -> None:
         place.set_ylabel(row, fontsize=8)
 
 
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """The luminance of an image (H, W, 3), as an image: colours are for the map."""
+    return np.repeat(pixels @ np.array([[0.299], [0.587], [0.114]], pixels.dtype), 3, axis=2).clip(0, 1)
+
+
 def _overlay(place: Any, cam: Cam, size: tuple[int, int]) -> None:
-    """The map from its least to its largest value, brought to the size of the image."""
+    """The map from its least to its largest value, brought to the size of the image; nothing where these are one."""
     if cam.values is None:
         return
     low, high = float(cam.values.min()), float(cam.values.max())
-    scaled = (cam.values - low) / (high - low if high > low else 1.0)
+    if high <= low:  # of an image so small that its last map is one pixel
+        return
+    scaled = (cam.values - low) / (high - low)
     enlarged = torch.nn.functional.interpolate(
         torch.from_numpy(scaled)[None, None], size=size, mode="bilinear", align_corners=False
     )
@@ -119,7 +126,8 @@ def _labels_of(image: Chosen) -> str:
 def _class_of(cam: Cam) -> str:
     if cam.probability is None:
         return f"{legible(cam.class_name, _NAME)}: no such class"
-    return f"{cam.role}: {legible(cam.class_name, _NAME)}  {cam.probability:.2f}"
+    role = "" if cam.role == PREDICTED else f"{cam.role}: "
+    return f"{role}{legible(cam.class_name, _NAME)}  {cam.probability:.2f}"
 
 
 def _row_name(run: str, half: int) -> str:
@@ -128,7 +136,7 @@ def _row_name(run: str, half: int) -> str:
 
 def _numbers(cams: Sequence[Sequence[Cam]]) -> bytes:
     header = ("run", "index", "row", "file", "role", "class", "logit", "probability", "y", "x", "value")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for cam in (cam for of_run in cams for cam in of_run):
         image = cam.image
         about = (cam.run, image.index, image.row, image.file, cam.role, cam.class_name)

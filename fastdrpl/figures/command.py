@@ -111,7 +111,7 @@ def draw_loss_figures(command: LossesFigure) -> int:
     from fastdrpl.figures.loss_epochs import draw_epochs, epoch_losses
     from fastdrpl.figures.loss_files import collect_losses
     from fastdrpl.figures.losses import draw_losses, loss_panels
-    from fastdrpl.figures.numbers import write_figures
+    from fastdrpl.figures.output import write_figures
     from fastdrpl.figures.posterior import draw_posterior, judged
     from fastdrpl.files import make_folder
 
@@ -140,7 +140,7 @@ def draw_loss_figures(command: LossesFigure) -> int:
 def draw_cam_figure(command: CamFigure) -> int:
     """Write cam.png, cam.svg and cam.csv."""
     from fastdrpl.figures.cam_figure import make_cam_figure
-    from fastdrpl.figures.numbers import write_figures
+    from fastdrpl.figures.output import write_figures
     from fastdrpl.files import make_folder
 
     files = make_cam_figure(command)
@@ -152,7 +152,7 @@ def draw_cam_figure(command: CamFigure) -> int:
 def draw_doubtful_figure(command: DoubtfulFigure) -> int:
     """Write doubtful.png, doubtful.svg and doubtful.csv."""
     from fastdrpl.figures.doubtful import make_doubtful_figure
-    from fastdrpl.figures.numbers import write_figures
+    from fastdrpl.figures.output import write_figures
     from fastdrpl.files import make_folder
 
     files = make_doubtful_figure(command)

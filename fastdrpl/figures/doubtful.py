@@ -8,7 +8,7 @@ import numpy as np
 
 from fastdrpl.errors import UserError
 from fastdrpl.figures.command import DoubtfulFigure
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.pictures import Pixels, pixels_of, show_picture
 from fastdrpl.figures.style import BLUE, VERMILLION, legible, render
 from fastdrpl.opening import open_run

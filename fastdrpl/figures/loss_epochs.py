@@ -9,12 +9,11 @@ import numpy as np
 from fastdrpl.detect.stage_files import read_column
 from fastdrpl.figures.loss_files import LossRun, LossStage, finite
 from fastdrpl.figures.losses import COLOURS, title_of
-from fastdrpl.figures.numbers import to_csv
-from fastdrpl.figures.style import GREEN, PURPLE, legible, render
+from fastdrpl.figures.output import to_csv
+from fastdrpl.figures.style import GREEN, PURPLE, arrange, legible, render
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 _MEDIAN = QUANTILES.index(0.5)
-_ACROSS = 3  # runs in a row
 _IN_SIGHT = 0.8  # of the epochs lie within the axis: the first ones of a stage tower over the others
 
 
@@ -52,15 +51,13 @@ def epoch_losses(run: LossRun) -> list[EpochLosses]:
 
 def draw_epochs(runs: Sequence[tuple[LossRun, list[EpochLosses]]]) -> dict[str, bytes]:
     """`loss_epochs.png`, `.svg` and `.csv`: losses above, agreement with the targets and test accuracy below."""
-    across = min(_ACROSS, len(runs))
-    down = -(-len(runs) // across)
+    down, across, places = arrange([1] * len(runs))
 
     def paint(figure: Any) -> None:
         grid = figure.subplots(2 * down, across, squeeze=False, height_ratios=[1.7, 1] * down)
         for place in grid.ravel():
             place.set_axis_off()
-        for k, (run, epochs) in enumerate(runs):
-            row, column = divmod(k, across)
+        for (row, column), (run, epochs) in zip(places, runs, strict=True):
             above, below = grid[2 * row, column], grid[2 * row + 1, column]
             below.sharex(above)
             _draw_losses(above, run, epochs)
@@ -73,10 +70,13 @@ def draw_epochs(runs: Sequence[tuple[LossRun, list[EpochLosses]]]) -> dict[str, 
                 below.set_ylabel("%")
         handles = dict(zip(*reversed(_all_handles(grid)), strict=True))
         figure.legend(
-            handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=4
+            handles=list(handles.values()),
+            labels=list(handles),
+            loc="outside lower center",
+            ncols=4 if across > 1 else 2,
         )
 
-    files = render("loss_epochs", (4.4 * across, 3.9 * down + 0.4), paint)
+    files = render("loss_epochs", ((4.4 if across < 3 else 3.5) * across, 3.9 * down + 0.5), paint)
     return files | {"loss_epochs.csv": _numbers(runs)}
 
 
@@ -90,8 +90,10 @@ def _draw_losses(place: Any, run: LossRun, epochs: Sequence[EpochLosses]) -> Non
         place.plot(at, bands[_MEDIAN], color=colour, lw=1.6, label=f"{name}: median")
     place.set_title(title_of(run.name, run.noise), loc="left")
     place.tick_params(labelbottom=False)
-    highest = np.array([[quantiles[-1] for _, quantiles in epoch.spread.values()] for epoch in epochs]).max(1)
-    place.set_ylim(0, 1.3 * max(float(np.quantile(highest, _IN_SIGHT)), 1e-6))
+    outer = np.array([[(each[0], each[-1]) for _, each in epoch.spread.values()] for epoch in epochs])
+    top = 1.3 * max(float(np.quantile(outer[..., 1].max(1), _IN_SIGHT)), 1e-6)
+    lowest = float(outer[..., 0].min())
+    place.set_ylim(0 if lowest < top / 3 else 0.9 * lowest, top)
 
 
 def _draw_accuracy(place: Any, epochs: Sequence[EpochLosses]) -> None:
@@ -105,7 +107,8 @@ def _draw_accuracy(place: Any, epochs: Sequence[EpochLosses]) -> None:
         if there:
             few = "o" if len(there) < 3 else ""
             place.plot(*zip(*there, strict=True), color=colour, lw=1.4, marker=few, ms=4, label=label)
-    place.set(xlabel="epoch", ylim=(0, 100))
+    place.set(xlabel="epoch")
+    place.set_ylim(0, min(100.0, 1.2 * place.get_ylim()[1]))
     place.margins(x=0.01)
     place.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -123,9 +126,8 @@ def _mark_stages(
         if stage.given_epochs is not None and 0 < stage.given_epochs < len(own):
             place.axvline(own[0] + stage.given_epochs - 0.5, color="0.35", lw=0.9, ls=":")
         if named:
-            middle = (own[0] + own[-1]) / 2
             ends = place.get_xaxis_transform()
-            place.text(middle, 0.98, legible(stage.name), transform=ends, ha="center", va="top", fontsize=7.5)
+            place.text(own[0], 1.0, legible(stage.name), transform=ends, ha="left", va="top", fontsize=8)
 
 
 def _all_handles(grid: Any) -> tuple[list[Any], list[str]]:

@@ -109,8 +109,8 @@ def _noise(folder: RunFolder, labels: Labels) -> str:
     if not known.any():
         return "truth unknown"
     kind = stored_config(folder).noise.kind
-    said = "" if kind == "none" else f"{kind.replace('_ood', ' out-of-distribution')} noise, "
-    return f"{said}{noisy.sum() / known.sum():.0%} of the labels wrong"
+    said = "" if kind == "none" else f"{kind.replace('_ood', ' OOD')} noise: "
+    return f"{said}{noisy.sum() / known.sum():.0%} wrong"
 
 
 def _read_stage(folder: RunFolder, stage: StageName, labels: Labels, given: Mapping[str, int]) -> LossStage:
@@ -130,14 +130,21 @@ def _evidence(path: Path, facts: Mapping[str, Any]) -> tuple[str, float | None, 
     try:
         if "mixture" in facts:
             told = facts["mixture"]
-            pairs = {name: _pair(told[name]) for name in ("alpha", "beta", "weight")}
-            fit = BetaMixture(**pairs, low=float(told["low"]), high=float(told["high"]))
+            fit = BetaMixture(
+                alpha=_pair(told["alpha"]),
+                beta=_pair(told["beta"]),
+                weight=_pair(told["weight"]),
+                low=float(told["low"]),
+                high=float(told["high"]),
+            )
             gamma = float(facts["gamma"])
             return "loss", gamma, MixtureEvidence(fit, gamma).curves()
         if "mixtures" in facts:
             fits = tuple(
                 GaussianMixture(
-                    *(_pair(told[name]) for name in ("mean", "variance", "weight")),
+                    mean=_pair(told["mean"]),
+                    variance=_pair(told["variance"]),
+                    weight=_pair(told["weight"]),
                     iterations=int(told["iterations"]),
                     converged=True,
                 )
@@ -145,8 +152,7 @@ def _evidence(path: Path, facts: Mapping[str, Any]) -> tuple[str, float | None, 
             )
             least = float(facts["p_threshold"])
             return "normalised loss", 1 - least, GaussianEvidence(fits, least).curves()
-        gamma = facts.get("gamma")
-        return "doubt", None if gamma is None else float(gamma), ()
+        return "doubt", float(facts["gamma"]) if "gamma" in facts else None, ()
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path.name} is damaged ({error!r})", where=str(path), fix=AGAIN) from error
 

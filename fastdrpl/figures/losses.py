@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastdrpl.figures.loss_files import LossRun, finite, moments
-from fastdrpl.figures.numbers import to_csv
-from fastdrpl.figures.style import BLUE, GREY, SKY, VERMILLION, legible, render
+from fastdrpl.figures.output import to_csv
+from fastdrpl.figures.style import BLUE, GREY, SKY, VERMILLION, arrange, legible, render
 
 BINS = 50
 COLOURS = {"clean": BLUE, "noisy": VERMILLION, "unknown": GREY, "all": SKY}
 _SHOWN = 0.995  # of the samples lie within the axis; those above are counted in the last bin
-_ACROSS = 4  # panels in a row where every run has one
-_TITLE = 40  # characters
+_TITLE = 34  # characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,19 +47,15 @@ def loss_panels(run: LossRun) -> list[LossPanel]:
 def draw_losses(rows: Sequence[Sequence[LossPanel]]) -> dict[str, bytes]:
     """`losses.png`, `losses.svg` and `losses.csv` of the panels of each run."""
     flat = [panel for row in rows for panel in row]
-    alone = all(len(row) == 1 for row in rows)
-    across = min(_ACROSS, len(rows)) if alone else max(map(len, rows))
-    down = -(-len(rows) // across) if alone else len(rows)
+    down, across, places = arrange([len(row) for row in rows])
+    alone = len(flat) == len(rows)
 
     def paint(figure: Any) -> None:
         grid = figure.subplots(down, across, squeeze=False)
-        places = (
-            grid.ravel() if alone else [place for k, row in enumerate(rows) for place in grid[k, : len(row)]]
-        )
-        for place in grid.ravel():
-            place.set_axis_off()
-        for place, panel in zip(places, flat, strict=False):
-            _draw_panel(place, panel, first=place in grid[:, 0], named=alone or place in grid[:, 0])
+        for empty in grid.ravel():
+            empty.set_axis_off()
+        for (row, column), panel in zip(places, flat, strict=True):
+            _draw_panel(grid[row, column], panel, first=column == 0, named=column == 0 or alone)
         kinds = list(dict.fromkeys(name for panel in flat for name in panel.counts))
         patches = [_patch(COLOURS[name], f"{name} samples") for name in kinds]
         figure.legend(handles=patches, loc="outside lower center", ncols=len(patches))

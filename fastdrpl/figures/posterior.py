@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from fastdrpl.figures.loss_files import LossRun, LossStage, finite
 from fastdrpl.figures.losses import BINS, COLOURS, title_of
-from fastdrpl.figures.numbers import to_csv
-from fastdrpl.figures.style import GREEN, PURPLE, legible, render
+from fastdrpl.figures.output import to_csv
+from fastdrpl.figures.style import GREEN, PURPLE, arrange, legible, render
 
 _POINTS = 400  # of the posterior: more cannot be told apart
 _STYLES = ("-", "--", ":", "-.")
@@ -23,25 +23,31 @@ def judged(run: LossRun) -> list[LossStage]:
 
 def draw_posterior(runs: Sequence[LossRun]) -> dict[str, bytes]:
     """`posterior.png`, `.svg` and `.csv`: a row for each run, a column for each detection."""
-    across = max(len(judged(run)) for run in runs)
+    panels = [(run, stage) for run in runs for stage in judged(run)]
+    down, across, places = arrange([len(judged(run)) for run in runs])
+    alone = len(panels) == len(runs)
 
     def paint(figure: Any) -> None:
-        grid = figure.subplots(len(runs), across, squeeze=False)
+        grid = figure.subplots(down, across, squeeze=False)
+        for empty in grid.ravel():
+            empty.set_axis_off()
         handles: dict[str, Any] = {}
-        for row, run in zip(grid, runs, strict=True):
-            for place in row:
-                place.set_axis_off()
-            for place, stage in zip(row, judged(run), strict=False):
-                other = _draw_panel(place, run, stage, named=place is row[0])
-                for axes in (place, other):
-                    found = axes.get_legend_handles_labels()
-                    handles |= dict(zip(found[1], found[0], strict=True))
-            row[0].set_ylabel("samples")
+        for (row, column), (run, stage) in zip(places, panels, strict=True):
+            place = grid[row, column]
+            other = _draw_panel(place, run, stage, named=column == 0 or alone)
+            for axes in (place, other):
+                found = axes.get_legend_handles_labels()
+                handles |= dict(zip(found[1], found[0], strict=True))
+            if column == 0:
+                place.set_ylabel("samples")
         figure.legend(
-            handles=list(handles.values()), labels=list(handles), loc="outside lower center", ncols=4
+            handles=list(handles.values()),
+            labels=list(handles),
+            loc="outside lower center",
+            ncols=2 if across == 1 else 4,
         )
 
-    files = render("posterior", (3.7 * across, 2.7 * len(runs) + 0.5), paint)
+    files = render("posterior", (3.7 * across, 2.7 * down + 0.5), paint)
     return files | {"posterior.csv": _numbers(runs)}
 
 
@@ -94,7 +100,9 @@ def _numbers(runs: Sequence[LossRun]) -> bytes:
 def _rows(run: LossRun, stage: LossStage) -> Iterator[tuple[Any, ...]]:
     """Counts at the middle of each bin, densities (their integral is a share of the samples), p_noisy, gamma."""
     edges, counts = histogram(run, stage)
-    series = [(f"count of {name} samples", (edges[:-1] + edges[1:]) / 2, n) for name, n in counts.items()]
+    series: list[tuple[str, Column, npt.NDArray[Any]]] = [
+        (f"count of {name} samples", (edges[:-1] + edges[1:]) / 2, n) for name, n in counts.items()
+    ]
     series += [(f"density of the {curve.name}", curve.x, curve.density) for curve in stage.curves]
     series.append(("p_noisy", *posterior_curve(stage)))
     for name, x, values in series:

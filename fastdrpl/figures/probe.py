@@ -63,7 +63,7 @@ def probe(command: ProbeCommand) -> int:
     """
     from fastdrpl.console import say, warn
     from fastdrpl.figures.loss_files import names_of
-    from fastdrpl.figures.numbers import write_figures
+    from fastdrpl.figures.output import write_figures
     from fastdrpl.figures.probe_figure import draw_probe, list_classes, print_table
     from fastdrpl.figures.probe_fit import Probe, fit_probes
     from fastdrpl.figures.probe_task import choose_task

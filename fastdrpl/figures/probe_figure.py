@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastdrpl.figures.numbers import to_csv
+from fastdrpl.figures.output import to_csv
 from fastdrpl.figures.probe_fit import Probe
 from fastdrpl.figures.probe_task import Task
 from fastdrpl.figures.style import CYCLE, in_legend, render
@@ -48,8 +48,8 @@ def draw_probe(probes: Sequence[Probe], task: Task) -> dict[str, bytes]:
         panel.set(xlim=(-0.2, len(depths) - 0.8), ylim=(0, None))
         panel.grid(axis="y", color="0.9", lw=0.8)
         panel.set_axisbelow(True)
-        what = f"{len(task.names)} classes that the runs never saw, {len(task.test.rows):,} test images"
-        panel.set_title(what, loc="left")
+        what = f"{len(task.names)} classes{' that the runs never saw' if task.unseen else ''}"
+        panel.set_title(f"{what}, {len(task.test.rows):,} test images", loc="left")
         figure.legend(loc="outside lower center", ncols=2)
 
     lines = -(-(len(runs) + 1) // 2)

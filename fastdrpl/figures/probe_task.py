@@ -41,9 +41,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The classes by name, what trains and what tests, and what a user should know."""
+    """The classes by name, what trains and what tests, and what a user should know.
+
+    `unseen`: no run was trained on a class of these names.
+    """
 
     names: tuple[str, ...]
+    unseen: bool
     train: Part
     test: Part
     notes: tuple[str, ...]
@@ -96,19 +100,19 @@ def choose_task(wish: Wish, data: Dataset, runs: Sequence[OpenRun]) -> Task:
     rows = np.flatnonzero(usable & np.isin(train.label, classes))
     number = np.full(len(data.class_names), -1, np.int64)
     number[classes] = np.arange(len(classes))
-    names = tuple(data.class_names[k] for k in classes)
+    about = tuple(data.class_names[k] for k in classes), not known[classes].any()
     if _tests(data, classes):
         test = data.split("test")
         tested = np.flatnonzero(test.valid & np.isin(test.label, classes))
         parts = Part(train, rows, number[train.label[rows]]), Part(test, tested, number[test.label[tested]])
-        return Task(names, *parts, tuple(notes))
+        return Task(*about, *parts, tuple(notes))
     held = _hold_out(train, rows, classes, wish)
     notes.append(
         f"the data have no test images of these classes: {wish.test_share:.0%} of the training images of each test"
     )
     rest = rows[~np.isin(rows, held)]
     parts = Part(train, rest, number[train.label[rest]]), Part(train, held, number[train.label[held]])
-    return Task(names, *parts, tuple(notes))
+    return Task(*about, *parts, tuple(notes))
 
 
 def _tests(data: Dataset, classes: Rows) -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastdrpl.console import warn
@@ -20,6 +20,7 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
 )
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#000000", GREY)
 DOTS = 150  # an inch
+ACROSS = 4  # panels in a row, at most
 
 _STYLE: dict[str, Any] = {
     "font.size": 9.0,
@@ -60,19 +61,39 @@ def render(name: str, size: tuple[float, float], paint: Callable[[Any], None]) -
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    plain = {key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParams if "backend" not in key}
+    plain: Any = {key: matplotlib.rcParamsDefault[key] for key in matplotlib.rcParams if "backend" not in key}
     files = {}
-    with matplotlib.rc_context({**plain, **_STYLE, "font.family": list(_fonts())}):
-        figure = Figure(figsize=size, dpi=DOTS, layout="constrained")
+    plain |= {**_STYLE, "font.family": list(_fonts())}
+    with matplotlib.rc_context(plain):
+        figure: Any = Figure(figsize=size, dpi=DOTS, layout="constrained")
         FigureCanvasAgg(figure)
         paint(figure)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")  # arranged once, not for each file again
+        # Through the canvas: `savefig` would walk over everything once more for each file.
+        for kind, write in (
+            ("png", lambda file: FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})),
+            ("svg", lambda file: FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})),
+        ):
             file = io.BytesIO()
-            figure.savefig(file, format=kind, metadata=metadata)
+            write(file)
             files[f"{name}.{kind}"] = file.getvalue()
     return files
+
+
+def arrange(lengths: Sequence[int]) -> tuple[int, int, list[tuple[int, int]]]:
+    """Rows and columns for groups of so many panels each, and the (row, column) of every panel, group after group.
+
+    A group has a row of its own; groups of one panel stand side by side.
+    """
+    if max(lengths) > 1:
+        places = [(row, column) for row, length in enumerate(lengths) for column in range(length)]
+        return len(lengths), max(lengths), places
+    across = min(ACROSS, len(lengths))
+    return -(-len(lengths) // across), across, [divmod(k, across) for k in range(len(lengths))]
 
 
 def legible(text: str, most: int = 0) -> str:
