@@ -65,11 +65,11 @@ def figures_of(page: RunPage) -> list[tuple[str, str, str]]:
     found.insert(1, ("test accuracy, last", percent(facts.last), best))
     if quality is not None:
         found += [
-            ("suspects that are wrong", percent(quality.precision, 1), _first(quality.first)),
+            ("precision", percent(quality.precision, 1), f"of the suspects are wrong{_first(quality.first)}"),
             (
-                "wrong labels found",
+                "recall",
                 percent(quality.recall, 1),
-                f"{percent(facts.noise_rate, 1)} of all are wrong",
+                f"of the wrong labels ({percent(facts.noise_rate, 1)}) are found",
             ),
             ("right suggestions", percent(quality.suggestion, 1), "of the suspects with a wrong label"),
         ]
@@ -77,7 +77,7 @@ def figures_of(page: RunPage) -> list[tuple[str, str, str]]:
 
 
 def _first(first: Sequence[tuple[int, float]]) -> str:
-    return ", ".join(f"{share:.0%} of the first {k:,}" for k, share in first[:2])
+    return "".join(f", {share:.0%} of the first {k:,}" for k, share in first[:1])
 
 
 def figures(page: RunPage) -> Markup:

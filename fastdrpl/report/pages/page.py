@@ -87,10 +87,10 @@ def document(title: str, header: Markup, sections: Sequence[Section]) -> bytes:
     links = [element("a", section.short, href=f"#{section.identifier}") for section in sections]
     body = element(
         "body",
-        element("a", "Skip to the suspects", href="#suspects", class_="skip"),
+        element("a", "Skip to the content", href="#content", class_="skip"),
         header,
         element("nav", *links, aria_label="parts of this page"),
-        element("main", *(_section(section) for section in sections)),
+        element("main", *(_section(section) for section in sections), id="content"),
         element(
             "footer",
             f"fastdrpl {__version__}. This file needs nothing from outside and sends nothing anywhere.",
