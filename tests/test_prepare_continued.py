@@ -256,14 +256,15 @@ def test_an_unfinished_folder_of_other_work_is_started_over(
 def test_a_torn_journal_line_counts_as_absent(tmp_path: Path) -> None:
     journal = unfinished.Journal(tmp_path / "journal", "key")
     journal.begin()
-    journal.add({"split": "train", "rows": 40, "sizes": [], "bad": [[3, "truncated"]]})
+    journal.add({"split": "train", "rows": 40, "sizes": [], "bad": [[3, "truncated"]], "marks": "AAEC"})
     with open(tmp_path / "journal", "ab") as file:
         file.write(b'{"split": "train", "ro')
     again = unfinished.Journal(tmp_path / "journal", "key")
     assert again.load()
     assert (again.splits["train"].rows, again.splits["train"].bad) == (40, [(3, "truncated")])
-    again.add({"split": "train", "rows": 80, "sizes": [], "bad": []})
+    again.add({"split": "train", "rows": 80, "sizes": [], "bad": [], "marks": "/w=="})
     assert again.load() and again.splits["train"].rows == 80
+    assert again.splits["train"].marks == bytes([0, 1, 2, 255])
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
