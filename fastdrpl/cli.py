@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdrpl.terminal import accept_everything, refusal
+
 if TYPE_CHECKING:
     from fastdrpl.config import Config
     from fastdrpl.folder import RunFolder
@@ -45,7 +47,7 @@ STOPPED = 130  # the exit code of a command that Ctrl-C ended, as shells have it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _accept_every_character()
+    accept_everything()
     try:
         return _main(words)
     except KeyboardInterrupt as interrupt:  # a run that trains has handlers of its own
@@ -53,20 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("; ".join(("stopped", *map(str, interrupt.args))), file=sys.stderr)
         return STOPPED
-
-
-def _accept_every_character() -> None:
-    """Have standard output and standard error write an escape for what their encoding does not have.
-
-    For every verb, tables and bars included: a name in a terminal of ASCII or Latin-1, or one that is no text at all,
-    must not end a command. Where a stream was closed by the caller, what is meant for it goes nowhere.
-    """
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(words: list[str]) -> int:
@@ -82,6 +70,7 @@ def _main(words: list[str]) -> int:
         return 0
     from fastdrpl.console import fail
     from fastdrpl.errors import UserError
+    from fastdrpl.files import explain_system_error
     from fastdrpl.names import nearest
 
     verb = VERBS.get(words[0])
@@ -90,6 +79,12 @@ def _main(words: list[str]) -> int:
             raise UserError(f"unknown verb {words[0]!r}{nearest(words[0], VERBS)}", fix="see fastdrpl --help")
         code = verb(words[1:])
         sys.stdout.flush()
+        if (error := refusal()) is not None and code == 0:
+            raise UserError(
+                f"the work is done, but its output could not be written: {error.strerror}",
+                where="standard output",
+                fix="make room there, or name another place; a finished run is printed again by the same command",
+            )
         return code
     except BrokenPipeError:  # who reads standard output has seen enough (`| head`): what is left goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,6 +94,12 @@ def _main(words: list[str]) -> int:
             raise
         fail(str(error))
         return error.exit_code
+    except OSError as error:  # a disk or a machine that refuses, wherever it was asked
+        if debug or error.strerror is None:
+            raise
+        refused = explain_system_error(error)
+        fail(str(refused))
+        return refused.exit_code
 
 
 def _prepare(words: list[str]) -> int:

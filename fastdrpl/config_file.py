@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import tomllib
 import types
 import typing
@@ -45,6 +46,8 @@ def read_table(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read the configuration: {error.strerror}", where=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"not a TOML file: {error}", where=str(path)) from error
+    except RecursionError:
+        raise UserError("nested too deeply to be a configuration", where=str(path)) from None
 
 
 # Settings that once had another name.
@@ -71,8 +74,8 @@ def _meant_in(folder: Path) -> Callable[[Path], str]:
     """A relative path in a file means what it means where the file lies; or, if there is nothing, where we are."""
 
     def resolve(path: Path) -> str:
-        there = folder / path
-        return str(there if there.exists() or not path.exists() else path)
+        there = folder / path  # os.path: also a name that no file could have is only one that is not there
+        return str(there if os.path.exists(there) or not os.path.exists(path) else path)
 
     return resolve
 

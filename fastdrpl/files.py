@@ -43,6 +43,13 @@ def explain_write_error(error: OSError, path: Path) -> UserError:
     return UserError(f"cannot write {path.name}: {reason}", where=str(path), fix=fix)
 
 
+def explain_system_error(error: OSError) -> UserError:
+    """The error a user sees where the system refused something that was not a single file to write."""
+    fix = _FIXES.get(error.errno or 0, "check the disk and the permissions there")
+    where = None if error.filename is None else os.fsdecode(error.filename)
+    return UserError(f"the system reports: {error.strerror}", where=where, fix=fix)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Writes a new file and waits until it is on the disk. Raises OSError; FileExistsError if it is there."""
     with open(path, "xb") as file:

@@ -1,5 +1,6 @@
 """The journal of a run: metrics.jsonl, one record a line, cut back to the checkpoint on resume."""
 
+import contextlib
 import json
 import math
 import os
@@ -48,7 +49,10 @@ class Journal:
             while written < len(data):
                 written += os.pwrite(self._descriptor, data[written:], self._length + written)
         except OSError as error:
-            os.ftruncate(self._descriptor, self._length)
+            with contextlib.suppress(
+                OSError
+            ):  # a disk that refuses this too: opening cuts the unfinished line
+                os.ftruncate(self._descriptor, self._length)
             raise explain_write_error(error, self.path) from error
         self._length += len(data)
 

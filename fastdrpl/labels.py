@@ -219,7 +219,7 @@ def encode_csv(
 
 def read_comments(path: Path) -> list[bytes]:
     """The lines with `#` at the head of a .csv label file, without their ends. Raises OSError."""
-    comments = []
+    comments: list[bytes] = []
     with open(path, "rb") as file:
         line = file.readline().removeprefix(codecs.BOM_UTF8)
         while line.startswith(b"#") and len(comments) < _MOST_COMMENTS:

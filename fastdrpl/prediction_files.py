@@ -108,7 +108,7 @@ class _Parquet:
             self._flush()
 
     def _flush(self) -> None:
-        cells = [[row.file for row in self._waiting]]
+        cells: list[list[str] | list[float]] = [[row.file for row in self._waiting]]
         for k in range((len(self._schema) - 1) // 2):
             cells += [
                 [row.classes[k] for row in self._waiting],

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastdrpl.calibration import Calibration, calibrate_on_kept, calibrate_on_test, some_of
 from fastdrpl.console import warn
+from fastdrpl.errors import UserError
 from fastdrpl.export import write_export
 from fastdrpl.exports.card import write_card
 from fastdrpl.eyes import Eyes, log_probabilities, probabilities
@@ -65,20 +66,16 @@ def finish(
 
 def _write_pages(folder: RunFolder) -> None:
     """Card and report. The run is finished by now: whatever is wrong with a page must not undo that."""
-    pages = {
-        "report": lambda: write_report(folder.path, folder.report),
-        "card": lambda: write_card(folder.path),
-    }
-    for name, write in pages.items():
+    pages = (
+        ("report", f"report {folder.path}", lambda: write_report(folder.path, folder.report)),
+        ("card", f"export {folder.path} --to card", lambda: write_card(folder.path)),
+    )
+    for name, again, write in pages:
         try:
             write()
         except Exception as error:
-            again = "report RUN" if name == "report" else "export RUN --to card"
-            warn(
-                f"there is no {name}: {error}; `fastdrpl {again}` tries again".replace(
-                    "RUN", str(folder.path)
-                )
-            )
+            what = error if isinstance(error, UserError) else repr(error)
+            warn(f"there is no {name}: {what}; `fastdrpl {again}` tries again")
 
 
 def _on_test(state: RunState, data: Dataset, test: View | None, eyes: Eyes | None) -> Calibration | None:

@@ -4,8 +4,10 @@ The text below a field is its help on the command line. Imports no torch.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastdrpl.errors import UserError
@@ -15,6 +17,7 @@ COUNT = (0, 2**31 - 1)
 SHARE = (0.0, 1.0)
 WEIGHT = (0.0, 1e6)
 ALPHA = (1e-3, 1e6)  # of a beta distribution
+NAME_LIMIT, PATH_LIMIT = 255, 4096  # bytes of a file's name and of a path, the closing zero included
 
 
 def setting(default: Any, source: str = "", within: tuple[float, float] | None = None) -> Any:
@@ -74,12 +77,29 @@ def check(config: Any, prefix: str = "") -> None:
             _check_schedule(value, name)
         elif dataclasses.is_dataclass(value):
             check(value, f"{name}.")
+        elif isinstance(value, Path):
+            _check_path(value, name)
         elif "within" in item.metadata:
             low, high = item.metadata["within"]
             if not low <= value <= high:  # false for nan as well
                 raise UserError(
                     f"--{name} is {value}, out of range", fix=f"give a number from {low:g} to {high:g}"
                 )
+
+
+def _check_path(path: Path, name: str) -> None:
+    """Refuse what no file system could have."""
+    longest = max(map(len, map(os.fsencode, path.parts)), default=0)
+    if "\0" in str(path) or longest > NAME_LIMIT or len(os.fsencode(path)) >= PATH_LIMIT:
+        raise UserError(
+            f"--{name} cannot be the name of a file: {_shorten(str(path))!r}",
+            fix=f"give a path of at most {PATH_LIMIT - 1} bytes, each name in it of at most {NAME_LIMIT}",
+        )
+
+
+def _shorten(text: str) -> str:
+    """The first 60 characters of a longer text."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _check_schedule(schedule: Schedule, name: str) -> None:

@@ -101,8 +101,7 @@ def _limited(labels: Labels, config: Config) -> Labels:
     if not 0 < config.limit < len(labels):
         return labels
     chosen = _drawn(len(labels), config.limit, config.seed, view=0)
-    arrays = (values[chosen] for values in (labels.given, labels.truth, labels.source_row))
-    return Labels(*arrays, labels.class_names)
+    return Labels(labels.given[chosen], labels.truth[chosen], labels.source_row[chosen], labels.class_names)
 
 
 def test_view(config: Config, dataset: Dataset) -> View | None:

@@ -31,7 +31,7 @@ def mark_images(images: np.ndarray, sizes: Sequence[tuple[int, int]] = ()) -> np
     waves = _grid(images[..., 1]).reshape(len(images), -1) @ _waves()
     bits = np.packbits(waves > 0, axis=1, bitorder="little")
     marks["look"] = np.ascontiguousarray(bits).view("<u8").ravel()
-    marks["contrast"] = np.abs(waves).max(1, initial=0) / (_HEIGHT * _HEIGHT * _GRID * _GRID)
+    marks["contrast"] = np.abs(waves, out=waves).max(1) / (_HEIGHT * _HEIGHT * _GRID * _GRID)
     if len(sizes):
         marks["width"], marks["height"] = np.minimum(np.array(sizes), (1 << 16) - 1).T
     return marks
@@ -76,6 +76,7 @@ class Marker:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
+@cache
 def shrink_weights(size: int, cells: int) -> np.ndarray:
     """(cells, size) float32: row k averages the pixels that lie in the k-th of `cells` equal parts of a side."""
     edges = np.linspace(0, size, cells + 1)
@@ -88,24 +89,23 @@ def _grid(grey: np.ndarray) -> np.ndarray:
     """(n, height, width) uint8 -> (n, 16, 16) float32 means, rounded to whole numbers."""
     n, height, width = grey.shape
     if width % (2 * _GRID) or height % _GRID:
-        return np.rint(_shrink(height) @ grey.astype(np.float32) @ _shrink(width).T)
-    pairs = np.ascontiguousarray(grey).view("<u2")  # two pixels beside each other
+        down, across = shrink_weights(height, _GRID), shrink_weights(width, _GRID)
+        return np.rint(down @ grey.astype(np.float32) @ across.T)
+    if grey.strides[-1] != 1:
+        grey = np.ascontiguousarray(grey)
+    pairs = grey.view("<u2")  # two pixels beside each other
     sums = pairs & np.uint16(255)
     sums += pairs >> np.uint16(8)
     rows, columns = height // _GRID, width // (2 * _GRID)
     sums = sums.reshape(n, _GRID, rows, width // 2)
-    total = sums[:, :, 0].astype(np.float32)
+    total: np.ndarray = sums[:, :, 0].astype(np.uint16 if rows * columns <= 128 else np.uint32)
     for row in range(1, rows):
         total += sums[:, :, row]
     if columns > 1:
-        total = total.reshape(n, _GRID, _GRID, columns).sum(3)
-    total *= np.float32(1 / (rows * columns * 2))
-    return np.rint(total, out=total)
-
-
-@cache
-def _shrink(size: int) -> np.ndarray:
-    return shrink_weights(size, _GRID)
+        total = total.reshape(n, _GRID, _GRID, columns).sum(3, dtype=total.dtype)
+    total += rows * columns
+    total //= 2 * rows * columns
+    return total.astype(np.float32)
 
 
 @cache

@@ -120,7 +120,7 @@ def _interest(written: Written, pairs: np.ndarray) -> np.ndarray:
 
 
 def _find_blank(written: Written, rows: np.ndarray) -> list[int]:
-    plain = rows[written.marks["contrast"][rows] <= BLANK + 1]  # the grid of a mark is rounded
+    plain = rows[written.marks["contrast"][rows] <= BLANK + 0.6]  # the grid of a mark is rounded
     return [row for row in plain.tolist() if written.pixels(row).std((0, 1)).max() < BLANK]
 
 

@@ -1,10 +1,15 @@
 """What several tests share."""
 
+import functools
+import gc
+import inspect
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,11 +30,39 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+
+@functools.cache
+def _find_source(looked_up: Any, find: Any = inspect.findsource) -> tuple[Any, OSError | None]:
+    try:
+        return find(looked_up), None
+    except OSError as error:
+        return None, error
+
+
+def _find_source_once(looked_up: Any) -> Any:
+    """tyro looks up the source of every settings class each time it reads flags, which is most of what that takes."""
+    found, error = _find_source(looked_up)
+    if error is not None:
+        raise error
+    return found
+
+
+inspect.findsource = _find_source_once
+
 settings.register_profile("calm", deadline=None)  # a busy machine is no defect; pytest ends what hangs
 settings.load_profile("calm")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Every new learner collects garbage; what was there before a module is not looked at again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _find_real_data() -> Path | None:

@@ -15,8 +15,8 @@ from fastdrpl.report.table import build_table, write_table
 COLOURS = ((40, 60, 200), (40, 180, 60), (210, 50, 40))
 TRAIN = [
     *("--method", "ce", "--model.name", "preact_resnet18", "--model.width", "4", "--augment.size", "16"),
-    *("--augment.crop", "pad", "--batch_size", "16", "--optimiser.lr", "0.03", "--engine.threads", "1"),
-    *("--ce.schedule.epochs", "8", "--ce.schedule.milestones", "6", "--test_every", "0"),
+    *("--augment.crop", "pad", "--batch_size", "16", "--optimiser.lr", "0.01", "--engine.threads", "1"),
+    *("--ce.schedule.epochs", "14", "--ce.schedule.milestones", "10", "--test_every", "0"),
 ]
 
 
@@ -27,12 +27,12 @@ def paint(path: Path, colour: int, seed: int) -> None:
     Image.fromarray(np.clip(np.array(COLOURS[colour]) + noise, 0, 255).astype(np.uint8)).save(path)
 
 
-def paint_folder(folder: Path, names: tuple[str, ...], each: int = 20, wrong: int = 4) -> dict[str, str]:
-    """Class folders of photos, the first `wrong` of each colour in the next class's folder; file -> right class."""
+def paint_folder(folder: Path, names: tuple[str, ...], each: int = 20, wrong: int = 7) -> dict[str, str]:
+    """Class folders of photos, the first `wrong` of each colour in those of the other classes; file -> right class."""
     right = {}
     for colour, name in enumerate(names):
         for number in range(each):
-            place = names[(colour + (number < wrong)) % len(names)]
+            place = names[(colour + (1 + number % 2 if number < wrong else 0)) % len(names)]
             file = f"{place}/{name}-{number:02}.png"
             paint(folder / file, colour, 100 * colour + number)
             right[file] = name

@@ -175,6 +175,7 @@ TARS = [
 
 @pytest.mark.parametrize("what", TARS)
 def test_a_hostile_tar_is_refused_and_named(tmp_path: Path, what: str) -> None:
+    """R8."""
     archive = tmp_path / "in" / "hostile.tar"
     archive.parent.mkdir()
     hostile_tar(archive, what)
@@ -238,6 +239,7 @@ ZIPS += ["claims less", "claims more", "other offset", "wrong sum", "cut"]
 
 @pytest.mark.parametrize("what", ZIPS)
 def test_a_hostile_zip_is_refused_and_named(tmp_path: Path, what: str) -> None:
+    """R8."""
     archive = tmp_path / "in" / "hostile.zip"
     archive.parent.mkdir()
     hostile_zip(archive, what)
@@ -284,6 +286,7 @@ def test_mangled_archives_are_refused_or_harmless(tmp_path: Path, kind: str, dat
 
 
 def test_a_bomb_takes_little_memory(tmp_path: Path) -> None:
+    """R8."""
     packer = zlib.compressobj(9, wbits=31)
     with open(tmp_path / "bomb.tar.gz", "wb") as file:
         file.write(packer.compress(header("long", 1 << 31, b"L")))

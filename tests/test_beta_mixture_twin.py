@@ -26,6 +26,7 @@ def check_twin(losses: np.ndarray) -> None:
 
 @pytest.mark.parametrize("block", range(10))
 def test_twin_on_random_sets(block):
+    """R13."""
     for seed in range(20 * block, 20 * block + 20):
         count = int(np.random.default_rng(seed).integers(20, 6_000))
         check_twin(make_losses(seed, count))
@@ -33,6 +34,7 @@ def test_twin_on_random_sets(block):
 
 @pytest.mark.parametrize("name", NASTY)
 def test_twin_on_nasty_sets(name):
+    """R13."""
     check_twin(NASTY[name])
 
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import io
 import os
+import random
 import struct
 import tracemalloc
 from contextlib import closing
@@ -183,6 +184,7 @@ def check_broken(path: Path, data: bytes, sound: bytes) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_in_header_and_tables(tmp_path: Path, sound: bytes, data: Any) -> None:
+    """R5."""
     table = struct.unpack_from("<Q", sound, 16)[0]
     broken = bytearray(sound)
     places = st.one_of(
@@ -196,6 +198,7 @@ def test_flipped_bytes_in_header_and_tables(tmp_path: Path, sound: bytes, data: 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 1 << 23), extra=st.integers(0, 50))
 def test_cut_and_grown_files_are_refused(tmp_path: Path, sound: bytes, cut: int, extra: int) -> None:
+    """R5."""
     data = sound[: cut % len(sound)] + b"\0" * extra
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(DataError, match="run `fastdrpl prepare` again"):
@@ -208,6 +211,7 @@ def test_cut_and_grown_files_are_refused(tmp_path: Path, sound: bytes, cut: int,
     value=st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([2**63, 2**40, 2**32 - 1, 2**31, 41, 39, 0])),
 )
 def test_huge_and_wrong_counts_are_refused(tmp_path: Path, sound: bytes, field: Any, value: int) -> None:
+    """R5."""
     kind, at = field
     value %= 1 << (8 * struct.calcsize(kind))
     broken = bytearray(sound)
@@ -217,6 +221,23 @@ def test_huge_and_wrong_counts_are_refused(tmp_path: Path, sound: bytes, field: 
         with pytest.raises(DataError):
             (tmp_path / "x").write_bytes(bytes(broken))
             read_tables(tmp_path / "x")
+
+
+@pytest.mark.slow
+def test_thousand_damaged_files(tmp_path: Path, sound: bytes) -> None:
+    """R5: bytes changed anywhere, cuts, huge numbers: refused, or read within the file, in bounded memory."""
+    chance = random.Random(5)
+    for _ in range(1000):
+        broken = bytearray(sound)
+        for _ in range(chance.randrange(1, 5)):
+            width = chance.choice([1, 4, 8])
+            at = chance.choice(
+                [chance.randrange(24), chance.randrange(HEAD + 40 * 32), chance.randrange(len(sound) - 8)]
+            )
+            broken[at : at + width] = chance.choice([chance.randbytes(width), b"\xff" * width])
+        if chance.random() < 0.2:
+            del broken[chance.randrange(len(broken)) :]
+        check_broken(tmp_path / "x", bytes(broken), sound)
 
 
 @pytest.mark.parametrize("offset", [0, HEAD, 2**64 - 1, 2**63, 1 << 22])

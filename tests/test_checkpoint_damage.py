@@ -33,6 +33,7 @@ def two_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("name", ["tensors-000.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("kind", ["flip", "cut", "zero", "append", "replace", "remove", "folder"])
 def test_any_damage_is_found_named_and_passed_over(two_checkpoints: Path, name: str, kind: str) -> None:
+    """R4."""
     path = two_checkpoints / checkpoint_name(1) / name
     sound = path.read_bytes()
     chance = random.Random(f"{name} {kind}")
@@ -123,6 +124,7 @@ def test_a_newer_format_names_the_version_that_wrote_it(
 
 
 def test_checkpoints_of_released_formats_still_load() -> None:
+    """R21."""
     found = read_checkpoint(FIXTURES / "checkpoint-schema-1" / "00000007-stage-relabel", identity=IDENTITY)
     assert found.state == {"epoch": 3, "loss": 0.1, "names": ["a", "b"], "best": None}
     assert found.tensors["half"].dtype == torch.bfloat16

@@ -53,6 +53,7 @@ def _run_until_killed(folder: Path, done: Path) -> None:
 def test_killed_at_any_point_a_verified_checkpoint_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, arrival: int
 ) -> None:
+    """R2."""
     folder, done = tmp_path / "checkpoints", tmp_path / "done"
     monkeypatch.setenv("FASTDRPL_FAULT", f"{point}:{arrival}")
     assert _in_child(lambda: _run_until_killed(folder, done)) == 9, "the fault point was never reached"
@@ -132,6 +133,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
 def test_any_refusal_of_the_file_system_is_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
+    """R17."""
     write_sound(tmp_path, 0)
     with monkeypatch.context() as patched:
 

@@ -27,6 +27,7 @@ def collapsed(tmp_path_factory):
 
 
 def test_the_end_leaves_checkpoint_losses_picture_and_evidence(collapsed):
+    """R15."""
     names = [path.name for path in list_checkpoints(collapsed / "checkpoints")]
     assert names == ["00000000-stage-relabel.collapsed"]
     verify_checkpoint(collapsed / "checkpoints" / names[0])

@@ -28,6 +28,7 @@ from fastdrpl.compare.verb import CompareConfig
 from fastdrpl.config_file import read_table
 from fastdrpl.confusion import ConfusionConfig
 from fastdrpl.detect.command import DetectCommand
+from fastdrpl.exports.verb import ExportConfig
 from fastdrpl.figures.command import CamFigure, DoubtfulFigure, LossesFigure
 from fastdrpl.figures.probe import ProbeCommand
 from fastdrpl.fixing.command import FixCommand
@@ -68,6 +69,7 @@ SETTINGS = (
     BenchConfig,
     ConfusionConfig,
     DetectCommand,
+    ExportConfig,
     FixCommand,
     CompareConfig,
     ReportCommand,
@@ -300,6 +302,7 @@ def furnish(place: Path, page: Path, request: pytest.FixtureRequest, prepared) -
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_commands_of_a_page_run(name, place, request, prepared):
+    """R23."""
     page = PAGES[name]
     furnish(place, page, request, prepared)
     for language, text in blocks(page):
@@ -320,6 +323,7 @@ def check_description(text: str, run: Path) -> None:
     files = {path.name + "/" * path.is_dir() for path in run.iterdir()}
     missing = {file for file in files if not any(name.startswith(file) for name in named)}
     assert not missing, missing
+    assert b"Suspects" in (run / "report.html").read_bytes()
     table = pyarrow.parquet.read_table(run / "labels.parquet")
     assert len(table) == int(SHORT["--limit"])
     assert set(table.column_names) <= named, set(table.column_names) - named

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import hashlib
 import io
 import json
@@ -36,15 +35,6 @@ WORDS = [
     *("--drpl.semi1.epochs", "2", "--drpl.semi1.milestones", "2", "--drpl.semi2.epochs", "3"),
     *("--drpl.semi2.milestones", "3", "--drpl.average", "2", "--drpl.gamma1", "0.5", "--noise.ratio", "0.2"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """Every new learner collects garbage; what the tests before this module left behind is not looked at again."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +91,7 @@ def assert_same_run(one, other, stages=3):
 def test_a_run_with_a_bad_number_ends_with_4_and_goes_on_from_its_last_checkpoint(
     digits, unbroken, tmp_path, monkeypatch, capsys, no_pictures, every, stage, epoch, step
 ):
+    """R14."""
     folder, seen = tmp_path / "run", {}
     sound = {"train": Transform.train, "pair": Transform.pair}
     place = Pass(1, stage, epoch, Purpose.train)
@@ -152,7 +143,7 @@ def command_and_count(words, folder):
 
 
 def test_the_same_run_in_a_new_process_has_the_same_bits_and_threads(digits, unbroken, tmp_path):
-    """The first detection of a process starts numba's threads, which share OpenMP with torch."""
+    """R20: the first detection of a process starts numba's threads, which share OpenMP with torch."""
     folder = tmp_path / "run"
     words = ["train", *WORDS, "--data", str(digits)]
     process = toy.FORKS.Process(target=command_and_count, args=(words, folder))
@@ -183,6 +174,7 @@ def test_bf16_runs_on_the_cpu_and_stays_close(digits, unbroken, tmp_path):
 
 
 def test_relabelling_finds_the_noise_of_a_separable_set(tmp_path):
+    """R24."""
     draw = np.random.default_rng(5)
     colours = {"blue": (40, 40, 200), "green": (40, 180, 40), "red": (200, 40, 40), "yellow": (190, 190, 40)}
     for name, colour in colours.items():
@@ -320,7 +312,7 @@ def test_without_wrong_labels_it_warns_and_trains_on(digits, tmp_path, capsys):
 
 
 def test_a_class_without_clean_samples_keeps_its_best_and_is_named(digits, tmp_path, capsys, monkeypatch):
-    """All labels of one class get a large loss, all others a small one: none of them counts as clean."""
+    """R15: all labels of one class get a large loss, all others a small one: none of them counts as clean."""
     given = {}
 
     def losses(learners, eyes, look, labels, pass_):

@@ -98,6 +98,7 @@ def spoil_gradient(learners, step, value):
 @pytest.mark.parametrize("place", ["loss", "gradient", "input"])
 @pytest.mark.parametrize("bad", [0, 1, 4])
 def test_a_bad_number_stops_all_updates_and_names_its_batch(machine, split, eyes, place, value, bad):
+    """R14."""
     learners = new_learners(machine)
     objective, store = new_objective(split, machine)
     if place == "loss":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastdrpl.cli import main
 from fastdrpl.export import Ensemble
-from fastdrpl.exports import onnx as exporting
+from fastdrpl.exports import onnx_file as exporting
 from fastdrpl.models import build_model
 
 onnx, onnxruntime = need("onnx"), need("onnxruntime")

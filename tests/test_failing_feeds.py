@@ -28,6 +28,7 @@ def prepare_digits(out: Path, **options: str) -> Split:
 
 
 def test_a_worker_that_dies_while_the_run_computes(tmp_path: Path) -> None:
+    """R18."""
     split = prepare_digits(tmp_path / "digits")
     loader = WorkerLoader(split, np.arange(len(split)), workers=1)
     batches = loader.epoch(Order(np.arange(len(split)), 16, PASS, shuffle=True))

@@ -41,6 +41,7 @@ def resident(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytes
 
 @pytest.mark.parametrize("loader", LIBRARIES)
 def test_the_same_bits_from_every_loader(resident, data: Path, tmp_path: Path, loader: str) -> None:
+    """R11."""
     ranks, order, first = resident
     run = train_on_ranks(tmp_path / "run", ranks, flags(data, loader, order))
     assert toy.differing(toy.last_tensors(run), toy.last_tensors(first)) == []

@@ -174,6 +174,7 @@ def test_other_rows_than_asked_for_are_an_error(raw: Split, monkeypatch: pytest.
 
 
 def test_a_thread_that_hangs_is_reported(raw: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R18."""
     end = threading.Event()
     loader = FFCVLoader(raw, np.arange(ROWS))
     monkeypatch.setattr(ffcv_pipeline, "PATIENCE", 1)

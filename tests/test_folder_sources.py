@@ -2,16 +2,15 @@
 
 import dataclasses
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from source_cases import RED, read_image, save
+from source_cases import read_image, save
 
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.loaders.errors import DataError, UserError
@@ -26,75 +25,6 @@ def make_tree(root: Path, *folders: str, count: int = 3) -> Path:
         for number in range(count):
             save(root / folder / f"{number}.png", Image.new("RGB", (8, 8), (number, 0, 0)))
     return root
-
-
-def make_files() -> dict[str, bytes | None]:
-    """What may lie in a class folder: content, or None for a broken link."""
-    files: dict[str, bytes | None] = {}
-    for kind in ("PNG", "JPEG", "GIF"):
-        out = io.BytesIO()
-        Image.new("RGB", (9, 7), RED).save(out, kind)
-        files[kind] = out.getvalue()
-    cut = (files["JPEG"] or b"")[:200]
-    return {**files, "cut": cut, "empty": b"", "text": b"text", "link": None}
-
-
-FILES = make_files()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    tree=st.dictionaries(
-        st.sampled_from(["a", "b", "c d", "\udce9", "e/f", ".g", 'h,"i']),
-        st.lists(
-            st.tuples(st.sampled_from(sorted(FILES)), st.sampled_from([".png", ".JPG", ".txt", ""])),
-            max_size=4,
-        ),
-        max_size=5,
-    ),
-    fraction=st.sampled_from([0.0, 0.3]),
-    store=st.sampled_from(["raw", "jpeg"]),
-    repaired=st.booleans(),
-)
-def test_any_tree_adds_up_or_is_refused(
-    tmp_path_factory: pytest.TempPathFactory,
-    tree: dict[str, list[tuple[str, str]]],
-    fraction: float,
-    store: Any,
-    repaired: bool,
-) -> None:
-    if repaired:  # every class has sound images: such a tree must be taken
-        sound = [("PNG", ".png")] * 3
-        tree = {folder: files + sound for folder, files in (tree | {"x": [], "y": []}).items()}
-    root = tmp_path_factory.mktemp("tree")
-    images = 0
-    (root / "s").mkdir()
-    for folder, files in tree.items():
-        here = root / "s" / folder
-        here.mkdir(parents=True, exist_ok=True)
-        for number, (what, extension) in enumerate(files):
-            content, path = FILES[what], here / f"{number}{extension}"
-            path.symlink_to("nowhere") if content is None else path.write_bytes(content)
-            images += extension in (".png", ".JPG") and folder != ".g"
-    config = PrepareConfig(
-        kind="folder", source=root / "s", out=root / "o", size=8, test_fraction=fraction, store=store
-    )
-    try:
-        dataset = prepare(config, quiet=True)
-    except UserError as error:
-        assert error.exit_code in (2, 3) and not (root / "o").exists() and not repaired
-        return
-    rows = sum(len(split) for split in dataset.splits.values())
-    bad = len((root / "o" / "quarantine.csv").read_text().splitlines()) - 1
-    valid = sum(int(split.valid.sum()) for split in dataset.splits.values())
-    assert rows == images == valid + bad
-    for folder, files in tree.items():
-        for number, (what, extension) in enumerate(files):
-            for name in dataset.splits:
-                ids = dataset.ids(name) or ()
-                wanted = os.fsencode(f"{folder}/{number}{extension}").decode("utf-8", "backslashreplace")
-                if wanted in ids:
-                    assert dataset.split(name).valid[ids.index(wanted)] == (what in ("PNG", "JPEG", "GIF"))
 
 
 @pytest.mark.parametrize("name", ["val", "test"])

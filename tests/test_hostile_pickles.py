@@ -69,6 +69,7 @@ def gadgets(marker: Path) -> list[bytes]:
 
 
 def test_hostile_pickles_are_never_run(tmp_path: Path) -> None:
+    """R9."""
     marker = tmp_path / "marker"
     files = gadgets(marker)
     assert len(files) >= 30

@@ -82,6 +82,7 @@ def test_other_data_have_no_paper_classes(names: tuple[str, ...]):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("percent", [0, 10, 29, 50, 80, 100])
 def test_the_ratio_is_exact_in_the_set_or_in_each_class(kind: str, percent: int, confusion: Path):
+    """R16."""
     truth = truth_of()
     for exact in ("published", "global", "per_class"):
         labels = draw(ratio=percent / 100, exact=exact, truth=truth, **settings_of(kind, confusion))

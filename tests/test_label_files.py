@@ -124,6 +124,7 @@ class _HostileState(_Hostile):
 @pytest.mark.parametrize("save", [torch.save, save_old])
 @pytest.mark.parametrize("kind", [_Hostile, _HostileState])
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path, save: Any, kind: Any) -> None:
+    """R9."""
     mark = tmp_path / "it ran"
     for content in (
         {"worse_label": kind(str(mark))},

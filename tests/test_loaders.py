@@ -259,6 +259,7 @@ def test_a_jpeg_of_another_size_is_named(jpeg):
 
 
 def test_a_killed_process_is_reported(raw, monkeypatch):
+    """R18."""
     split, _ = raw
     decode = worker.decode_row
 
@@ -331,6 +332,7 @@ def test_a_process_that_is_killed_by_a_full_shared_memory(raw, monkeypatch):
 
 
 def test_a_hanging_process_is_reported(raw, monkeypatch):
+    """R18."""
     split, _ = raw
     monkeypatch.setattr(worker, "PATIENCE", 1)
     monkeypatch.setattr(worker, "decode_row", lambda *_: time.sleep(1000))

@@ -16,6 +16,7 @@ from fastdrpl.loaders.worker import WorkerLoader
 
 
 def test_patience_ends_within_a_minute():
+    """R18."""
     assert 0 < worker.PATIENCE < 60
 
 

@@ -47,6 +47,7 @@ def test_uniform_changes_exactly_the_floor_of_the_ratio(percent: int, legacy: bo
     seed=st.integers(0, 2**64 - 1),
 )
 def test_uniform_per_class_is_exact_in_each_class(samples: int, classes: int, percent: int, seed: int):
+    """R16."""
     truth = random_truth(samples, classes, seed % 1000)
     labels = draw(truth, names_of(classes), kind="uniform", ratio=percent / 100, exact="per_class", seed=seed)
     for k in range(classes):

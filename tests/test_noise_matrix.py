@@ -44,6 +44,7 @@ def fits(observed: np.ndarray, expected: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("ending", [".npy", ".csv"])
 def test_the_matrix_is_followed(ending: str, tmp_path: Path):
+    """R16."""
     path, truth = save_matrix(tmp_path, ending=ending), random_truth(4_000, 4)
     total = sum(
         counts(truth, draw(truth, names_of(4), kind="matrix", matrix=path, seed=seed).given)

@@ -29,9 +29,7 @@ def test_every_sample_once(index, batch_size, shuffle):
         assert seen == index.tolist()
 
 
-@given(SETS, st.integers(1, 40), st.sampled_from([1, 2, 4, 8]))
-@settings(deadline=None)
-def test_ranks_together_are_one_rank(index, batch_size, world):
+def check_ranks(index, batch_size, world):
     alone = Order(index, batch_size, PASS, True)
     ranks = [Order(index, batch_size, PASS, True, rank, world) for rank in range(world)]
     assert {len(order) for order in ranks} == {len(alone)}
@@ -41,6 +39,21 @@ def test_ranks_together_are_one_rank(index, batch_size, world):
             together[rank::world] = order[step]
             assert np.array_equal(order.batch(step), alone[step])
         assert np.array_equal(together, alone[step])
+
+
+@given(SETS, st.integers(1, 40), st.sampled_from([1, 2, 4, 8]))
+@settings(deadline=None)
+def test_ranks_together_are_one_rank(index, batch_size, world):
+    """R10."""
+    check_ranks(index, batch_size, world)
+
+
+@pytest.mark.slow
+@given(SETS, st.integers(1, 40), st.sampled_from([1, 2, 4, 8]))
+@settings(deadline=None, max_examples=2000)
+def test_ranks_together_are_one_rank_in_two_thousand_cases(index, batch_size, world):
+    """R10: the whole figure."""
+    check_ranks(index, batch_size, world)
 
 
 @pytest.mark.parametrize(
@@ -114,23 +127,26 @@ def test_streams_of_all_purposes_and_views_differ():
 
 
 def test_steps_may_be_asked_for_in_any_order():
+    """R10."""
     order = Order(np.arange(103), 10, PASS, True)
     forwards = [order[step].tolist() for step in range(len(order))]
-    assert [order[step].tolist() for step in reversed(range(len(order)))] == forwards[::-1]
+    for step in np.random.default_rng(0).integers(0, len(order), 500):
+        assert order[int(step)].tolist() == forwards[step]
     for step in (-1, len(order)):
         with pytest.raises(IndexError, match="step"):
             order[step]
 
 
 def test_a_far_step_comes_at_once():
-    start = time.perf_counter()
+    """R10."""
+    start = time.process_time()  # of this process: others may compute as well
     order = Order(np.arange(1_281_167), 1, PASS, True)
     assert len(order[1_000_000]) == 1
-    ready = time.perf_counter()
+    ready = time.process_time()
     for step in range(1_000_000, 1_001_000):
         order[step]
     assert ready - start < 1
-    assert time.perf_counter() - ready < 0.1
+    assert time.process_time() - ready < 0.1
 
 
 def test_the_walk_cannot_be_changed_from_outside():

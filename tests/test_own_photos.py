@@ -157,6 +157,14 @@ def test_what_nobody_knows_is_null_or_no_column(trained):
     assert json.loads((trained / "stages" / "relabel" / "detection.json").read_text())["auc"] is None
 
 
+def test_the_temperature_reckons_with_wrong_test_labels(trained):
+    calibration = json.loads((trained / "export" / "model.json").read_text())["calibration"]
+    assert calibration["labels"] == "test"
+    assert 0 <= calibration["wrong"] < 0.5  # about one in seven is
+    assert calibration["error_before"] is None
+    assert "may be wrong too" in (trained / "export" / "card.md").read_text()
+
+
 def test_new_photos_are_labelled(trained, tmp_path, capsys):
     draw, new = np.random.default_rng(99), tmp_path / "new"
     (new / "deeper").mkdir(parents=True)
@@ -211,6 +219,11 @@ def test_without_a_test_set_accuracies_are_null(photos, tmp_path):
     assert result["test_may_be_wrong"] is None
     assert all(stage["accuracy"] == {"best": None, "last": None} for stage in result["stages"])
     assert len(table(run)) == 5 * PER_CLASS
+    calibration = json.loads((run / "export" / "model.json").read_text())["calibration"]
+    kept = sum(row["labelled"] for row in table(run))
+    assert (calibration["labels"], calibration["samples"]) == ("kept", kept)
+    assert calibration["temperature"] >= 1
+    assert "There was no test set" in (run / "export" / "card.md").read_text()
 
 
 def test_an_interrupted_photo_run_is_no_network_yet(prepared, photos, tmp_path, capsys):

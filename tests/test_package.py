@@ -86,6 +86,7 @@ def _modules(*folders: str) -> Iterator[Path]:
 
 
 def test_the_wheel_holds_every_module_and_nothing_beside_the_package(wheel: Path) -> None:
+    """R22."""
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {
         "fastdrpl",
@@ -102,6 +103,7 @@ def test_the_wheel_holds_every_module_and_nothing_beside_the_package(wheel: Path
 
 
 def test_only_the_package_is_installed_and_it_imports_from_anywhere(site: Path, tmp_path: Path) -> None:
+    """R22."""
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} <= {
         "fastdrpl",
         "bin",
@@ -161,6 +163,7 @@ def test_help_is_quick(site: Path, tmp_path: Path) -> None:
 
 
 def test_prepare_does_not_import_torch(site: Path, tmp_path: Path) -> None:
+    """R22."""
     code = (
         "import sys, fastdrpl.cli\n"
         "assert fastdrpl.cli.main(['prepare', 'digits', '--out', 'digits']) == 0\n"
@@ -272,6 +275,7 @@ def test_the_search_for_unsafe_reading_finds_it(source: str) -> None:
 
 
 def test_nothing_unpickles_outside_the_guarded_module() -> None:
+    """R9."""
     guarded = ROOT / "loaders" / "pickles.py"
     found = {
         str(path.relative_to(ROOT)): uses

@@ -83,6 +83,7 @@ def test_running_again_verifies_and_another_configuration_is_refused(
 
 @pytest.mark.parametrize("name", ["train.beton", "test.beton", "dataset.json", "quarantine.csv"])
 def test_every_mutation_of_every_file_is_found_and_named(digits: Path, tmp_path: Path, name: str) -> None:
+    """R4."""
     random = np.random.default_rng(1)
     size = (digits / name).stat().st_size
     for number in range(50):

@@ -109,7 +109,7 @@ def both(tmp_path_factory):
 
 
 def test_two_ranks_take_the_steps_of_one(both):
-    """Without batch normalisation two ranks differ from one by the order of sums only."""
+    """R12: without batch normalisation two ranks differ from one by the order of sums only."""
     one, two = (np.load(both / f"world{world}.npz") for world in (1, 2))
     assert one["images"].tolist() == two["images"].tolist() == [32, 32, 26] * 3
     for name in one.files:
@@ -119,6 +119,7 @@ def test_two_ranks_take_the_steps_of_one(both):
 
 
 def test_the_same_losses_give_the_same_split_on_every_rank(both):
+    """R12."""
     losses = np.load(both / "world2.npz")["losses"]
     alone = detect(losses, losses, images(both / "0").label, C, 0.5).labelled
     for rank in range(2):
@@ -134,6 +135,7 @@ def torchrun(run: Path, *extra: str) -> subprocess.Popen:
 
 
 def test_two_ranks_stopped_by_a_signal_end_in_the_bits_of_an_unbroken_run(tmp_path):
+    """R3."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert torchrun(whole, "--engine.ranks", "2").wait(200) == 0, toy.log_of(whole)
     process = torchrun(run)

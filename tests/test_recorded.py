@@ -78,7 +78,7 @@ def test_a_toy_run_has_the_bits_that_it_had(tmp_path, name):
 
 
 def test_a_run_folder_of_the_first_schema_goes_on(tmp_path):
-    """Stopped in the third epoch of its second stage, with settings under their old names and those of every method."""
+    """R21: stopped in its second stage, with settings under their old names and those of every method."""
     run, words = tmp_path / "run", list(toy.WORDS)
     shutil.copytree(FIXTURES / "schema1", run)
     words[words.index("--model.width") + 1] = "2"

@@ -16,13 +16,16 @@ from report_cases import NAMES, SCRIPT, finish_run, prepare_hostile
 
 from fastdrpl.cli import main
 from fastdrpl.errors import DataError, UserError
+from fastdrpl.folder import RunFolder
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.report.agreement import compare_suspects
 from fastdrpl.report.command import ReportCommand, report_runs, write_report
-from fastdrpl.report.html.markup import element, island, safe_json
-from fastdrpl.report.html.page import render_run
+from fastdrpl.report.facts import run_hash
 from fastdrpl.report.losses import read_losses_of
+from fastdrpl.report.pages.markup import element, island, safe_json
+from fastdrpl.report.pages.page import render_run
 from fastdrpl.report.run_page import read_run_page
+from fastdrpl.results import _write_pages
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_everything_is_on_the_page_in_its_order(place):
         "Training loss",
         "no sample counts as clean in <script>",
         "images that could not be read (quarantined)",
-        "the same image under two labels",
+        "images that are there more than once (1 under two labels)",
         "fastdrpl train --config",
         "3.11.7",
     ]
@@ -247,6 +250,24 @@ def test_runs_over_other_data_are_not_compared(place, run):
     assert compare_suspects([read_run_page(place / "run"), read_run_page(run)]) == ()
 
 
+def test_what_corrected_labels_changed(place, run, tmp_path):
+    """The run after `fix`: its labels come from `run`, whose first suspects were accepted."""
+    table = pyarrow.parquet.read_table(run / "labels.parquet").to_pylist()
+    after = finish_run(tmp_path / "after", open_dataset(place / "data"), noisy=0.0)
+    result = json.loads((run / "result.json").read_text())
+    manifest = json.loads((after / "manifest.json").read_text())
+    origin = {"run": str(run), "hash": run_hash(result), "data": result["identity"]["data"], "dropped": []}
+    (after / "manifest.json").write_text(json.dumps({**manifest, "labels_from": origin}))
+    changed = sum(row["given"] != row["truth"] for row in table)
+    text = text_of(render_run(read_run_page(after), most_bytes=10**6))
+    assert "What the corrected labels changed" in text and f"{changed} labels were changed" in text
+    assert f"{changed} wrong labels were put right" in text
+    report_runs(ReportCommand(runs=(run, after), out=tmp_path / "both.html"))
+    assert f"{changed} labels were changed" in text_of((tmp_path / "both.html").read_bytes())
+    shutil.rmtree(run)
+    assert "no longer there" in text_of(render_run(read_run_page(after), most_bytes=10**6))
+
+
 # --- what is refused, and what is missing ---
 
 
@@ -281,6 +302,14 @@ def test_data_of_another_run_are_refused(run, tmp_path):
         report_runs(ReportCommand(runs=(run,), data=Path(data)))
     assert not (run / "report.html").exists()
     assert "not the images" in text_of(render_run(read_run_page(run), most_bytes=10**6))
+
+
+def test_a_finished_run_survives_a_report_that_cannot_be_written(run, monkeypatch, capsys):
+    folder = RunFolder(run)
+    (run / "metrics.jsonl").write_text("no record\n")
+    _write_pages(folder)
+    assert "warning: there is no report: " in capsys.readouterr().err
+    assert folder.result.exists() and not folder.report.exists()
 
 
 def test_what_is_no_run_and_sizes_that_are_none(tmp_path, capsys):

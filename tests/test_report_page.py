@@ -5,10 +5,13 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import emulate, errors_of, open_browser
 from report_cases import CLASSES, SCRIPT, finish_run, prepare_hostile
 
+from fastdrpl.cli import main
+from fastdrpl.labels import load_labels
 from fastdrpl.report.command import ReportCommand, report_runs
 from fastdrpl.report.facts import read_facts
 
@@ -120,6 +123,12 @@ def test_three_fixes_by_keys_stay_and_download(page, run, tmp_path):
         for each in sorted(wanted[:4], key=lambda each: each.index)
     ]
     assert rows == expected
+    corrected = tmp_path / "labels.csv"
+    assert main(["fix", str(run), "--fixes", str(tmp_path / "fixes.csv"), "--out", str(corrected)]) == 0
+    before, after = load_labels(run / "noise.npz"), load_labels(corrected)
+    assert {int(k) for k in np.flatnonzero(before.given != after.given)} == {
+        each.index for each in wanted[:3]
+    }
     assert errors_of(page) == []
 
 

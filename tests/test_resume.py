@@ -1,17 +1,25 @@
 """Runs that are killed, stopped and damaged end in the same bits as one that nobody touched."""
 
 import json
+import os
 import random
 import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
+import scipy.special
+import torch
 import toy
 
-KILLS = 25
-# A busy machine, on which a kill comes late, must not be through too early.
-LONG = ("--drpl.semi2.epochs", "20")
+from fastdrpl import config_file
+from fastdrpl.checkpoint import FAULT_POINTS
+from fastdrpl.kernels.augment import centre
+from fastdrpl.loaders.decode import decode_row, map_file
+from fastdrpl.opening import open_run
+from fastdrpl.recipes import recipe_named
+from fastdrpl.view import test_view as view_to_test_on
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,33 @@ def assert_same(run, unbroken):
     for position in range(3):
         assert toy.differing(toy.last_tensors(run, position), toy.last_tensors(unbroken, position)) == []
     assert toy.outcome(run) == toy.outcome(unbroken)
+    assert (run / "export" / "model.json").read_bytes() == (unbroken / "export" / "model.json").read_bytes()
+
+
+def test_the_temperature_is_the_one_that_the_test_images_ask_for(unbroken):
+    """By a search over many, on what the exported network says of the test images."""
+    run = open_run(unbroken)
+    config = config_file.overlay_run(
+        recipe_named("digits").config_for("drpl"),
+        config_file.read_table(unbroken / "config.toml"),
+        where="config.toml",
+    )
+    view = view_to_test_on(config, run.data)
+    file = map_file(view.split)
+    pixels = np.stack([decode_row(view.split, file, int(row)) for row in view.labels.source_row])
+    with torch.no_grad():
+        inputs = centre(torch.from_numpy(pixels), torch.arange(len(pixels)), run.crop)
+        logits = run.network(inputs).double().numpy()
+    tried = np.exp(np.linspace(-3, 3, 1201))
+    cost = [
+        -scipy.special.log_softmax(logits / t, 1)[np.arange(60), view.labels.given].sum() + np.log(t) ** 2 / 2
+        for t in tried
+    ]
+    found = run.calibration
+    assert (found.labels, found.samples, found.wrong) == ("test", 60, None)
+    assert found.temperature == pytest.approx(tried[np.argmin(cost)], rel=0.02)
+    card = (unbroken / "export" / "card.md").read_text()
+    assert found.describe() in card and "160, from `digits`" in card
 
 
 def test_the_comparison_can_fail(unbroken):
@@ -43,19 +78,20 @@ def test_the_comparison_can_fail(unbroken):
 
 
 def test_another_seed_is_another_run(unbroken, tmp_path):
+    """R20."""
     run = tmp_path / "run"
     assert toy.train(run, "--seed", "2") == 0, toy.log_of(run)
     assert toy.differing(toy.last_tensors(run), toy.last_tensors(unbroken))
 
 
-def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path):
-    """kill -9, 25 times, each while it trains (or saves); every checkpoint is a place to continue from."""
+def check_kills(tmp_path, kills_wanted, long) -> None:
+    """kill -9, each while it trains (or saves); every checkpoint is a place to continue from."""
     unbroken, run = tmp_path / "unbroken", tmp_path / "run"
-    assert toy.train(unbroken, *LONG, "--checkpoint.every", "1e9") == 0, toy.log_of(unbroken)
+    assert toy.train(unbroken, *long, "--checkpoint.every", "1e9") == 0, toy.log_of(unbroken)
     draw, kills = random.Random(12), 0
     while True:
-        process = toy.start(run, *LONG, "--checkpoint.every", "0")
-        if kills < KILLS:
+        process = toy.start(run, *long, "--checkpoint.every", "0")
+        if kills < kills_wanted:
             newest = newest_checkpoint_name(run)
             toy.wait_until(lambda: newest_checkpoint_name(run) > newest or not process.is_alive())  # noqa: B023
             time.sleep(draw.uniform(0.0, 0.1))
@@ -66,15 +102,47 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path):
         assert process.exitcode == -signal.SIGKILL, toy.log_of(run)
         kills += 1
     resumed = toy.log_of(run).count("continuing from")
-    assert kills >= KILLS, f"the run was over after {kills} kills"
-    assert resumed >= KILLS - 1, toy.log_of(run)
+    assert kills >= kills_wanted, f"the run was over after {kills} kills"
+    assert resumed >= kills_wanted - 1, toy.log_of(run)
     assert_same(run, unbroken)
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bits(tmp_path):
+    """R1: eight kills."""
+    check_kills(tmp_path, 8, ("--drpl.semi2.epochs", "10"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize(("kills", "epochs"), [(25, "20"), (300, "200")])
+def test_killed_many_times_it_ends_in_the_same_bits(tmp_path, kills, epochs):
+    """R1: 25 and 300 kills."""
+    check_kills(tmp_path, kills, ("--drpl.semi2.epochs", epochs))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("point", FAULT_POINTS)
+def test_killed_at_a_point_of_each_stage_it_ends_in_the_same_bits(unbroken, tmp_path, point):
+    """R2: every point of a checkpoint's writing, in the first, the second and the last stage."""
+    for number, arrival in enumerate((3, 35, 60)):
+        run = tmp_path / str(number)
+        process = toy.FORKS.Process(target=with_fault, args=(f"{point}:{arrival}", run))
+        process.start()
+        process.join(240)
+        assert process.exitcode == 9, "the point was never reached"
+        assert toy.train(run, "--checkpoint.every", "0") == 0, toy.log_of(run)
+        assert_same(run, unbroken)
+
+
+def with_fault(fault, run):
+    os.environ["FASTDRPL_FAULT"] = fault
+    toy.command([*toy.WORDS, "--checkpoint.every", "0"], run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_ends_with_75(unbroken, tmp_path, number):
-    import os
-
+    """R3."""
     run = tmp_path / "run"
     codes = []
     for moment in (0.3, 0.8, 0.5):
@@ -159,6 +227,7 @@ def test_the_files_of_a_run(unbroken):
         "noise.json",
         "export/model.safetensors",
         "export/model.json",
+        "export/card.md",
         "stages/relabel/losses.npy",
         "stages/relabel/detection.json",
         "stages/semi1/histogram.png",

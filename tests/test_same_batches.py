@@ -124,6 +124,7 @@ def check(
 def test_same_index_and_pixels(
     split: Split, source_row: np.ndarray, back_end: tuple[str, Loader], rank: int, world: int, start_step: int
 ) -> None:
+    """R11."""
     name, loader = back_end
     order = Order(np.arange(len(source_row)), BATCH, PASS, True, rank, world)  # 5 steps: the tail of 3 joins
     seen = walk(loader, order, start_step)
@@ -141,7 +142,7 @@ def test_a_subset_in_its_own_order(
 def test_the_network_sees_the_same(
     split: Split, source_row: np.ndarray, back_end: tuple[str, Loader]
 ) -> None:
-    """After augmentation as well: crops and flips are keyed by the sample, not by who delivers it."""
+    """R11: after augmentation as well: crops and flips are keyed by the sample, not by who delivers it."""
     name, loader = back_end
     order = Order(np.arange(len(source_row)), BATCH, PASS, shuffle=True)
     images = torch.from_numpy(np.stack([reference(split, row) for row in source_row]))

@@ -178,7 +178,7 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*train, "--run", str(first)]) == 0
     found = sorted((row for row in table_of(first) if not row["labelled"]), key=lambda row: row["rank"])
-    assert len(found) >= 6
+    assert len(found) >= 10
     fixes = tmp_path / "fixes.csv"
     with open(fixes, "w", newline="") as file:  # as a person decides who sees the photos
         file.write(f"# fastdrpl fixes for run {hash_of(first)}\n")
@@ -191,7 +191,7 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     assert main([*train, "--labels", str(tmp_path / "labels.csv"), "--run", str(second)]) == 0
     assert suspects_of(second) < len(found)
     wrong = [sum(row["given_name"] != right[row["file"]] for row in table_of(run)) for run in (first, second)]
-    assert wrong[0] == 12 and wrong[1] == 12 - sum(row["given_name"] != right[row["file"]] for row in found)
+    assert wrong[0] == 21 and wrong[1] == 21 - sum(row["given_name"] != right[row["file"]] for row in found)
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"{wrong[0] - wrong[1]} labels changed, 0 samples dropped" in said
     manifest = json.loads((second / "manifest.json").read_text())
@@ -200,43 +200,65 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     shutil.rmtree(first)
     assert main([*train, "--labels", str(tmp_path / "labels.csv"), "--run", str(second)]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert f"no comparison with the run before: the labels come from the run {hash_of_text(manifest)}" in said
+    hash = manifest["labels_from"]["hash"]
+    assert f"no comparison with the run before: the labels come from the run {hash}" in said
 
 
-def hash_of_text(manifest) -> str:
-    return manifest["labels_from"]["hash"]
+DIGITS = [
+    *("digits", "--limit", "240", "--limit_test", "50", "--batch_size", "16", "--optimiser.lr", "0.03"),
+    *("--model.width", "8", "--engine.threads", "1", "--noise.ratio", "0.3", "--test_every", "0"),
+    *("--method", "ce", "--ce.schedule.epochs", "12", "--ce.schedule.milestones", "9"),
+]
 
 
-def test_digits_are_fixed_by_a_number_and_fewer_of_their_labels_are_wrong(tmp_path, capsys):
-    few = [
-        "--limit",
-        "200",
-        "--limit_test",
-        "50",
-        "--method",
-        "ce",
-        "--model.width",
-        "8",
-        "--test_every",
-        "0",
-    ]
-    few += ["--ce.schedule.epochs", "12", "--ce.schedule.milestones", "9", "--engine.threads", "1"]
+def test_the_embedded_digits_are_fixed_by_a_person_and_trained_on_with_the_same_configuration(
+    tmp_path, capsys
+):
     first, second, labels = tmp_path / "first", tmp_path / "second", tmp_path / "labels.csv"
-    assert main(["train", "digits", *few, "--noise.ratio", "0.2", "--run", str(first)]) == 0
-    assert main(["fix", str(first), "--accept", "0.5", "--drop", "0.9", "--out", str(labels)]) == 0
+    short = ["--epochs_scale", "0.01", "--model.width", "4", "--detect.collapse", "relax"]
+    assert main(["train", *DIGITS, *short, "--run", str(first)]) == 0
+    before = table_of(first)
+    seen = [row for row in before if not row["labelled"]]
+    wrong = [row for row in seen if row["given"] != row["truth"]]
+    lines = [f"{row['index']},relabel,{row['truth_name']}" for row in wrong[1:]]
+    lines += [f"{row['index']},keep," for row in seen if row not in wrong]
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text(
+        "\n".join([f"# fastdrpl fixes for run {hash_of(first)}", "index,decision,label", *lines])
+    )
+    with open(fixes, "a") as file:
+        file.write(f"\n{wrong[0]['index']},drop,\n")
+    assert main(["fix", str(first), "--fixes", str(fixes), "--out", str(labels)]) == 0
+    words = ["train", "--config", str(first / "config.toml"), "--labels", str(labels), "--run", str(second)]
+    assert main(words) == 0  # the noise of the configuration is set aside
+    after = {row["row"]: row for row in table_of(second)}
+    assert len(wrong) > 10 and after.keys() == {row["row"] for row in before} - {wrong[0]["row"]}
+    told = {row["row"]: row["given"] for row in before} | {row["row"]: row["truth"] for row in wrong}
+    assert all(row["given"] == told[number] for number, row in after.items())
+    assert all(row["truth"] == old["truth"] for old in before if (row := after.get(old["row"])))
+    assert sum(row["given"] != row["truth"] for row in after.values()) == 72 - len(wrong)
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"{len(wrong) - 1} were wrong and are right now" in said
+
+
+@pytest.mark.slow
+def test_digits_are_fixed_by_a_number_and_fewer_of_their_labels_are_wrong(tmp_path, capsys):
+    first, second, labels = tmp_path / "first", tmp_path / "second", tmp_path / "labels.csv"
+    assert main(["train", *DIGITS, "--run", str(first)]) == 0
+    assert main(["fix", str(first), "--accept", "0.5", "--drop", "0.95", "--out", str(labels)]) == 0
     # with the configuration of the run before, noise included
     words = ["train", "--config", str(first / "config.toml"), "--labels", str(labels), "--run", str(second)]
     assert main(words) == 0
     before, after = table_of(first), table_of(second)
     wrong = [sum(row["given"] != row["truth"] for row in rows) for rows in (before, after)]
-    assert wrong[0] == 40 and wrong[1] < 25
+    assert wrong[0] == 72 and wrong[1] < 60
     assert suspects_of(second) < suspects_of(first)
-    assert len(after) < 200 and {row["row"] for row in after} < {row["row"] for row in before}
+    assert len(after) < 240 and {row["row"] for row in after} < {row["row"] for row in before}
     assert "wrong labels" in capsys.readouterr().out
 
 
 def test_a_table_is_fixed_and_trained_on(tmp_path):
-    right = fix_cases.paint_folder(tmp_path / "photos", NAMES, each=16)
+    right = fix_cases.paint_folder(tmp_path / "photos", NAMES, each=16, wrong=4)
     with open(tmp_path / "photos" / "table.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *((name, name.partition("/")[0]) for name in right)])
     data = fix_cases.prepare("table", tmp_path / "photos" / "table.csv", tmp_path / "data")
@@ -249,8 +271,7 @@ def test_a_table_is_fixed_and_trained_on(tmp_path):
     assert main(words) == 0
     with open(table, newline="") as file:
         assert {row["path"]: row["label"] for row in csv.DictReader(file)} == right
-    train = ["train", "folder", "--data", str(data), *TRAIN, "--labels", str(out)]
-    assert main([*train, "--run", str(tmp_path / "second")]) == 0
+    train = ["train", "folder", "--data", str(data), *TRAIN, "--labels", str(out), "--epochs_scale", "0.1"]
+    assert main([*train, "--detect.collapse", "relax", "--run", str(tmp_path / "second")]) == 0
     rows = table_of(tmp_path / "second")
-    assert {row["file"]: row["given_name"] for row in rows} == right
-    assert suspects_of(tmp_path / "second") < len(suspects) == 12
+    assert len(suspects) == 12 and {row["file"]: row["given_name"] for row in rows} == right

@@ -36,9 +36,9 @@ class Target:
 TARGETS = {
     "csv": Target("labels.csv", "tables:write_csv"),
     "cleanlab": Target("cleanlab.csv", "tables:write_cleanlab"),
-    "fiftyone": Target("fiftyone", "fiftyone:write_fiftyone", folder=True),
+    "fiftyone": Target("fiftyone", "fiftyone_folder:write_fiftyone", folder=True),
     "huggingface": Target("huggingface", "huggingface:write_huggingface", folder=True),
-    "onnx": Target("model.onnx", "onnx:write_onnx"),
+    "onnx": Target("model.onnx", "onnx_file:write_onnx"),
     "card": Target("card.md", "card:export_card"),
 }
 

@@ -37,7 +37,7 @@ class Fix(NamedTuple):
 
 class _Line(NamedTuple):
     number: int
-    index: str
+    sample: str  # the column index
     file: str
     decision: str
     label: str
@@ -136,7 +136,7 @@ class _Finder:
 
     def index_of(self, line: _Line) -> int:
         """By index and file, which must agree, or by the one of them that the line has."""
-        text, count = line.index.strip(), len(self.files)
+        text, count = line.sample.strip(), len(self.files)
         if not text:
             return self._by_name(line.file)
         if not (text.isascii() and text.isdigit() and int(text) < count):

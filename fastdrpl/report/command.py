@@ -58,7 +58,7 @@ def write_report(
     run: Path, out: Path, *, data: Path | None = None, most_bytes: int = round(MAX_MB * 1e6)
 ) -> None:
     """Write the page of one run. Raises as `report_runs`."""
-    from fastdrpl.report.html.page import render_run
+    from fastdrpl.report.pages.page import render_run
     from fastdrpl.report.run_page import read_run_page
 
     _write(out, render_run(read_run_page(run, data=data), most_bytes=most_bytes))
@@ -67,7 +67,7 @@ def write_report(
 def write_side_by_side(runs: Sequence[Path], out: Path, *, data: Path | None = None) -> None:
     """Write the page of several runs. Raises as `report_runs`."""
     from fastdrpl.report.agreement import compare_suspects
-    from fastdrpl.report.html.side_by_side import render_runs
+    from fastdrpl.report.pages.side_by_side import render_runs
     from fastdrpl.report.run_page import read_run_page
 
     pages = [read_run_page(run, data=data) for run in runs]

@@ -78,9 +78,14 @@ def read_facts(path: Path, *, suspects: int = 8) -> RunFacts:
     folder = RunFolder(path)
     if not folder.result.exists():
         raise UserError("the run is not finished", where=str(path), fix=f"`fastdrpl status {path}` says why")
-    result, table = read_json(folder.result), read_table(folder.labels)
+    return facts_of(folder, read_table(folder.labels), suspects=suspects)
+
+
+def facts_of(folder: RunFolder, table: pyarrow.Table, *, suspects: int) -> RunFacts:
+    """The facts of a finished run whose table has been read. Raises `DataError` for damaged files."""
+    result = read_json(folder.result)
     return RunFacts(
-        folder=path,
+        folder=folder.path,
         hash=run_hash(result),
         recipe=result["recipe"],
         method=result["method"],
@@ -115,11 +120,11 @@ def _stage(stage: Mapping[str, Any]) -> StageFacts:
 
 
 def _per_class(table: pyarrow.Table) -> tuple[ClassFacts, ...]:
-    given, labelled = np.asarray(table["given_name"]), table["labelled"].to_numpy()
-    names, inverse = np.unique(given.astype(str), return_inverse=True)
-    total, wrong = np.bincount(inverse), np.bincount(inverse, ~labelled)
-    order = np.argsort(-(wrong / total), kind="stable")
-    return tuple(ClassFacts(str(names[k]), int(total[k]), int(wrong[k])) for k in order)
+    given = table["given_name"].combine_chunks().dictionary_encode()
+    names, number = given.dictionary.to_pylist(), given.indices.to_numpy()
+    total, wrong = np.bincount(number), np.bincount(number, ~table["labelled"].to_numpy())
+    order = sorted(range(len(names)), key=lambda k: (-wrong[k] / total[k], names[k]))
+    return tuple(ClassFacts(names[k], int(total[k]), int(wrong[k])) for k in order)
 
 
 def _most_doubtful(table: pyarrow.Table, count: int) -> tuple[Suspect, ...]:

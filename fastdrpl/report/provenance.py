@@ -33,7 +33,8 @@ class ProvenanceFacts:
 def read_provenance(folder: RunFolder) -> ProvenanceFacts:
     """Raises `UserError` if the folder has no configuration, `DataError` for damaged files."""
     table = read_table(folder.config)
-    manifest = read_json(folder.manifest) if folder.manifest.exists() else {}
+    begun = folder.manifest.exists() or folder.result.exists()
+    manifest = read_json(folder.manifest) if begun else {}
     if not isinstance(manifest, dict):
         raise DataError("manifest.json is damaged", where=str(folder.manifest))
     config, again = str(folder.config), f"{folder.path}-again"

@@ -20,9 +20,9 @@ def rank_labels(
     networks of the stages give to that label; `p_noisy` where no stage has losses. Equal mean losses are ranked
     by `p_noisy`, then by the index.
     """
-    p_noisy = np.asarray(p_noisy, np.float64)
-    doubt = np.mean([np.asarray(loss, np.float64) for loss in losses], axis=0) if losses else p_noisy
-    order = np.lexsort((-p_noisy, -doubt))
+    posterior = np.asarray(p_noisy, np.float64)
+    doubt = np.mean([np.asarray(loss, np.float64) for loss in losses], axis=0) if losses else posterior
+    order = np.lexsort((-posterior, -doubt))
     rank = np.empty(len(p_noisy), np.int64)
     rank[order] = np.arange(1, len(p_noisy) + 1)
-    return rank, -np.expm1(-doubt) if losses else p_noisy
+    return rank, -np.expm1(-doubt) if losses else posterior

@@ -11,11 +11,12 @@ import pyarrow
 
 from fastdrpl.errors import UserError
 from fastdrpl.files import read_json
+from fastdrpl.fixing.changes import Changes, changes, earlier_run
 from fastdrpl.folder import RunFolder
 from fastdrpl.labels import load_labels
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.opening import open_data_of
-from fastdrpl.report.facts import RunFacts, StageFacts, read_facts
+from fastdrpl.report.facts import RunFacts, StageFacts, facts_of
 from fastdrpl.report.history import EpochFacts, read_history
 from fastdrpl.report.losses import LossFacts, read_losses_of
 from fastdrpl.report.problems import ProblemFacts, read_problems
@@ -50,6 +51,8 @@ class RunPage:
     data: Dataset | None
     without_data: str  # why there are no images; empty where there are
     problems: tuple[ProblemFacts, ...]
+    changes: Changes | None  # since the run whose corrected labels it was trained on
+    without_changes: str  # why there is no comparison with that run; empty where there is, or no such run
 
 
 def read_run_page(path: Path, *, data: Path | None = None) -> RunPage:
@@ -67,6 +70,7 @@ def read_run_page(path: Path, *, data: Path | None = None) -> RunPage:
     judged = _judge(folder, provenance) if folder.result.exists() else None
     stages = judged.facts.stages if judged else _stages_so_far(folder, history)
     images, without = _open_images(folder, data)
+    since, without_changes = _since(path) if judged else (None, "")
     return RunPage(
         path=path,
         provenance=provenance,
@@ -78,19 +82,31 @@ def read_run_page(path: Path, *, data: Path | None = None) -> RunPage:
         data=images,
         without_data=without,
         problems=() if images is None else read_problems(images.path),
+        changes=since,
+        without_changes=without_changes,
     )
 
 
 def _judge(folder: RunFolder, provenance: ProvenanceFacts) -> Judged:
-    facts, table = read_facts(folder.path, suspects=0), read_table(folder.labels)
+    table = read_table(folder.labels)
     suspects, classes = suspects_of(table), len(provenance.class_names)
     return Judged(
-        facts=facts,
+        facts=facts_of(folder, table, suspects=0),
         suspects=suspects,
         given=np.bincount(table["given"].to_numpy(), minlength=classes),
         pairs=pairs_of(suspects, classes),
         quality=quality_of(table, suspects),
     )
+
+
+def _since(path: Path) -> tuple[Changes | None, str]:
+    found = earlier_run(path)
+    if found is None or found.folder is None:
+        return None, found.missing if found else ""
+    try:
+        return changes(found.folder, path), ""
+    except UserError as error:  # of the earlier run: this one has been read
+        return None, f"{error.what} ({error.where})"
 
 
 def _open_images(folder: RunFolder, data: Path | None) -> tuple[Dataset | None, str]:

@@ -14,7 +14,7 @@ from fastdrpl.loaders.decode import decode_row, map_file
 
 PREFIX = "data:image/webp;base64,"
 LOSSLESS = 16  # pixels: sides of images whose every pixel counts
-SMALL = 64  # pixels: sides of images that a page enlarges pixel by pixel
+SMALL = 32  # pixels: sides of images that a page enlarges pixel by pixel
 _TRIED = 48  # images that tell how large all will be
 
 

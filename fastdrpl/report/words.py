@@ -19,6 +19,11 @@ def count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 stage`, `2 stages`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def fraction(value: float | None, digits: int) -> str:
     """A number; a dash where it is not known."""
     return "-" if value is None else f"{value:.{digits}f}"

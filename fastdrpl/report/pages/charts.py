@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastdrpl.report.html.axes import (
+from fastdrpl.report.losses import Heap, LossFacts
+from fastdrpl.report.pages.axes import (
     BOTTOM,
     HEIGHT,
     TOP,
@@ -20,8 +21,7 @@ from fastdrpl.report.html.axes import (
     square_ticks,
     upward,
 )
-from fastdrpl.report.html.markup import Markup, element, join
-from fastdrpl.report.losses import Heap, LossFacts
+from fastdrpl.report.pages.markup import Markup, element, join
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from fastdrpl.report.html.markup import Markup, element, join, name_of
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
 from fastdrpl.report.run_page import Judged, RunPage
-from fastdrpl.report.words import count, duration, percent, trial_note, verdict
+from fastdrpl.report.words import count, duration, percent, plural, trial_note, verdict
 
 
 def headline(page: RunPage) -> str:
@@ -50,7 +50,11 @@ def figures_of(page: RunPage) -> list[tuple[str, str, str]]:
     seconds = sum(stage.seconds for stage in page.stages)
     found = [
         ("training samples", count(made.samples), f"{len(made.class_names):,} classes"),
-        ("training time", duration(seconds), f"{len(page.stages)} stages, {len(page.history):,} epochs"),
+        (
+            "training time",
+            duration(seconds),
+            f"{plural(len(page.stages), 'stage')}, {plural(len(page.history), 'epoch')}",
+        ),
     ]
     if page.judged is None:
         return found
@@ -89,11 +93,14 @@ def top(page: RunPage) -> Markup:
     """Header with the verdict."""
     made = page.provenance
     method = page.judged.facts.method if page.judged else made.method
-    seed = f"seed {made.seed}"
+    seed = "" if made.seed is None else f" · seed {made.seed}"
     return element(
         "header",
         element(
-            "p", join("fastdrpl report · ", name_of(page.path.name), f" · {made.recipe} · {method} · {seed}")
+            "p",
+            join(
+                "fastdrpl report · ", name_of(page.path.resolve().name), f" · {made.recipe} · {method}{seed}"
+            ),
         ),
         element("h1", headline(page)),
         element("p", " ".join(after_headline(page)), class_="lead"),

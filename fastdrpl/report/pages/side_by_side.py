@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 
 from fastdrpl.report.agreement import AgreementFacts
 from fastdrpl.report.history import EpochFacts
-from fastdrpl.report.html.charts import Line, draw_lines, legend
-from fastdrpl.report.html.detail_parts import figure, losses_part, stages_table
-from fastdrpl.report.html.markup import Markup, element, join, name_of
-from fastdrpl.report.html.opening_parts import figures_of, headline
-from fastdrpl.report.html.page import Section, document
+from fastdrpl.report.pages.axes import short
+from fastdrpl.report.pages.changes_part import changes_part
+from fastdrpl.report.pages.charts import Line, draw_lines, legend
+from fastdrpl.report.pages.detail_parts import figure, losses_part, stages_table
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
+from fastdrpl.report.pages.opening_parts import figures_of, headline
+from fastdrpl.report.pages.page import Section, document
 from fastdrpl.report.run_page import RunPage
 from fastdrpl.report.words import percent
 
@@ -33,6 +35,16 @@ def render_runs(pages: Sequence[RunPage], agreement: Sequence[AgreementFacts]) -
     sections = [
         Section("figures", "Figures", "Key figures", _figures(pages, names)),
         Section("suspects", "Suspects", "Do they doubt the same labels?", _agreement(agreement, names)),
+        *(
+            Section(
+                f"changes-{n}",
+                "Changes",
+                f"What corrected labels changed for {names[n]}",
+                changes_part(page.changes, ""),
+            )
+            for n, page in enumerate(pages)
+            if page.changes is not None
+        ),
         Section("training", "Training", "Training", _training(pages, names)),
         Section("losses", "Losses", "Losses, and what was fitted to them", _each(pages, names, _losses)),
         Section("stages", "Stages", "Stages", _each(pages, names, _stages)),
@@ -43,9 +55,10 @@ def render_runs(pages: Sequence[RunPage], agreement: Sequence[AgreementFacts]) -
 
 def names_of(pages: Sequence[RunPage]) -> list[str]:
     """The folders' names; their paths where two have one name."""
-    short = [page.path.resolve().name for page in pages]
+    folders = [page.path.resolve().name for page in pages]
     return [
-        name if short.count(name) == 1 else str(page.path) for name, page in zip(short, pages, strict=True)
+        name if folders.count(name) == 1 else str(page.path)
+        for name, page in zip(folders, pages, strict=True)
     ]
 
 
@@ -71,13 +84,15 @@ def _figures(pages: Sequence[RunPage], names: Sequence[str]) -> Markup:
         for kind in kinds
     ]
     made = [page.provenance for page in pages]
-    about = [("recipe", [each.recipe for each in made]), ("seed", [each.seed for each in made])]
-    about.insert(
-        1, ("method", [page.judged.facts.method if page.judged else page.provenance.method for page in pages])
-    )
+    methods = [page.judged.facts.method if page.judged else page.provenance.method for page in pages]
+    about = [
+        ("recipe", [each.recipe for each in made]),
+        ("method", methods),
+        ("seed", ["-" if each.seed is None else str(each.seed) for each in made]),
+    ]
     rows += [
-        element("tr", element("th", what, scope="row"), *(element("td", value) for value in values))
-        for what, values in about
+        element("tr", element("th", what, scope="row"), *(element("td", value) for value in said))
+        for what, said in about
     ]
     return _table(_head(names), rows, "key figures of the runs")
 
@@ -123,16 +138,16 @@ def _training(pages: Sequence[RunPage], names: Sequence[str]) -> Markup:
     def chart(
         title: str,
         value: Callable[[EpochFacts], float | None],
-        write: Callable[[float], str] | None = None,
-        **axis: bool,
+        write: Callable[[float], str] = short,
+        *,
+        logarithmic: bool = False,
     ) -> Markup | None:
         lines = [
             Line(name, class_, tuple((n, value(epoch)) for n, epoch in enumerate(page.history, 1)))
             for (name, class_), page in zip(entries, pages, strict=True)
             if page.history
         ]
-        drawn = draw_lines(title, lines, **({} if write is None else {"write": write}), **axis)
-        return figure(drawn, title)
+        return figure(draw_lines(title, lines, write=write, logarithmic=logarithmic), title)
 
     return join(
         element(

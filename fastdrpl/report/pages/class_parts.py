@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastdrpl.report.html.markup import Markup, element, join, name_of
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
 from fastdrpl.report.run_page import Judged
 from fastdrpl.report.suspects import PairFacts, suspects_per_class
 
@@ -28,7 +28,7 @@ def classes_table(judged: Judged, names: tuple[str, ...]) -> Markup:
             element("th", _chosen(names[k], k), scope="row"),
             element("td", f"{judged.given[k]:,}", class_="n"),
             element("td", f"{suspects[k]:,}", class_="n"),
-            element("td", _bar(share[k] / top, f"{share[k]:.1%}"), class_="bar"),
+            element("td", bar(share[k] / top, f"{share[k]:.1%}"), class_="bar"),
             element("td", _like(likes.get(k), names)),
         )
         for k in order
@@ -60,7 +60,8 @@ def _table(head: Markup, rows: list[Markup]) -> Markup:
     return element("div", table, class_="scroll", tabindex=0, role="region", aria_label="table of classes")
 
 
-def _bar(share: float, label: str) -> Markup:
+def bar(share: float, label: str) -> Markup:
+    """A bar of a share of its full length, and what it says."""
     width = round(100 * share, 1)
     bar = element("rect", width=width, height=10, rx=2)
     svg = element("svg", bar, viewBox="0 0 100 10", preserveAspectRatio="none", aria_hidden="true")
@@ -104,7 +105,7 @@ def _pairs(pairs: list[PairFacts], top: int, names: tuple[str, ...]) -> Markup:
         element(
             "tr",
             element("td", _pair(pair, names)),
-            element("td", _bar(pair.suspects / top, f"{pair.suspects:,}"), class_="bar"),
+            element("td", bar(pair.suspects / top, f"{pair.suspects:,}"), class_="bar"),
         )
         for pair in pairs
     ]

@@ -10,7 +10,7 @@ import pyarrow
 
 from fastdrpl.errors import DataError, UserError
 from fastdrpl.loaders.dataset import Dataset
-from fastdrpl.report.html.markup import Markup, element, island, join, safe_json
+from fastdrpl.report.pages.markup import Markup, element, island, join, safe_json
 from fastdrpl.report.run_page import Judged, RunPage
 from fastdrpl.report.thumbnails import choose_size, thumbnails
 
@@ -135,9 +135,9 @@ def _controls() -> Markup:
 _KEYS = (
     ("A", "accept the suggestion"),
     ("K", "keep the given label"),
-    ("D", "drop the image from training"),
+    ("D", "drop the image"),
     ("O", "other class"),
-    ("S", "skip: undecided, and on"),
+    ("S", "skip"),
     ("U", "undo"),
     ("← → ↑ ↓", "move"),
 )

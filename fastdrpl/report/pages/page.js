@@ -9,7 +9,8 @@
   const suspects = data.rows.map((row) => Object.fromEntries(fields.map((field, k) => [field, row[k]])));
   const byIndex = new Map(suspects.map((suspect) => [suspect.index, suspect]));
   const CHUNK = 48; // cards that are made at a time
-  const SMALL = 64; // pixels: images up to this side are enlarged pixel by pixel
+  const PAIRS = 1000; // that can be chosen, the most frequent
+  const SMALL = 32; // pixels: images up to this side are enlarged pixel by pixel
   const key = `fastdrpl fixes ${data.hash}`;
   const at = (id) => document.getElementById(id);
   const grid = at("grid"), progress = at("progress"), dialog = at("other");
@@ -70,8 +71,8 @@
   function tell() {
     const count = { accept: 0, keep: 0, drop: 0, relabel: 0 };
     for (const { decision } of decisions.values()) count[decision] += 1;
-    const parts = Object.entries(count).filter(([, n]) => n).map(([name, n]) => `${n} ${said[name]}`);
-    progress.textContent = `${listed.length} listed; ${decisions.size} of ${suspects.length} decided` +
+    const parts = Object.entries(count).filter(([, n]) => n).map(([name, n]) => `${number(n)} ${said[name]}`);
+    progress.textContent = `${number(listed.length)} listed; ${number(decisions.size)} of ${number(suspects.length)} decided` +
       (parts.length ? `: ${parts.join(", ")}` : "") +
       (kept ? "" : ". This browser keeps nothing: download before you leave");
     at("download").disabled = at("clear").disabled = decisions.size === 0;
@@ -92,6 +93,7 @@
   // Control characters, and those that turn the direction of a line, are shown as escapes.
   const visible = (text) => text.replace(/[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g,
     (c) => (c === "\n" ? "\\n" : `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`));
+  const number = (n) => n.toLocaleString("en");
   const named = (k) => make("bdi", {}, visible(data.classes[k]));
   const percent = (p) => (p === null ? "" : `${(100 * p).toFixed(p > 0.995 && p < 1 ? 1 : 0)} %`);
 
@@ -113,7 +115,8 @@
     const file = suspect.file === null ? `sample ${suspect.index}` : visible(suspect.file);
     card.append(
       picture(suspect),
-      make("div", { class: "change" }, make("span", { class: "given" }, named(suspect.given), " → "), named(suspect.suggested), sure),
+      make("div", { class: "change" }, make("span", { class: "given" }, named(suspect.given), " → "),
+        suspect.suggested === suspect.given ? "the same" : named(suspect.suggested), sure),
       facts,
       make("div", { class: "file", title: file }, make("bdi", { dir: "ltr" }, file)),
     );
@@ -152,7 +155,7 @@
     grid.append(...cards);
     const left = listed.length - grid.children.length;
     at("more").hidden = left === 0;
-    at("more").textContent = `Show ${Math.min(CHUNK, left)} more of ${left}`;
+    at("more").textContent = `Show ${Math.min(CHUNK, left)} more of ${number(left)}`;
   }
 
   function go(position) {
@@ -208,7 +211,7 @@
     const option = (value, text) => make("option", { value }, text);
     for (const k of [...classes.keys()].sort((a, b) => a - b))
       at("by-class").append(option(k, `${visible(data.classes[k])} (${classes.get(k)})`));
-    for (const [pair, n] of [...pairs].sort((a, b) => b[1] - a[1])) {
+    for (const [pair, n] of [...pairs].sort((a, b) => b[1] - a[1]).slice(0, PAIRS)) {
       const [given, suggested] = pair.split(" ").map((k) => visible(data.classes[Number(k)]));
       at("by-pair").append(option(pair, `${given} → ${suggested} (${n})`));
     }
@@ -342,6 +345,7 @@
   });
   at("more").addEventListener("click", () => extend(grid.children.length + CHUNK));
 
+  grid.classList.toggle("bare", suspects.every((suspect) => !suspect.picture));
   fillFilters();
   list();
 })();

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastdrpl.report.html.markup import Markup, element, join
+from fastdrpl.report.pages.markup import Markup, element, join
 
 WIDTH, HEIGHT = 440, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 18, 34

@@ -45,10 +45,10 @@ def write_fiftyone(run: Path, data: Path | None, out: Path) -> str:
         samples.write('{"samples": [')
         for start in range(0, len(table), _STEP):
             rows = table.slice(start, _STEP).to_pylist()
-            for row in rows:
+            for number, row in enumerate(rows, start):
                 file = f"data/{row['index']:08}{images.ending}"
                 (folder / file).write_bytes(images[row["row"]])
-                samples.write((",\n" if row["index"] else "\n") + json.dumps(_sample(row, file)))
+                samples.write((",\n" if number else "\n") + json.dumps(_sample(row, file)))
             bar.advance(len(rows))
         samples.write("\n]}\n")
     return f"{len(table):,} images; fiftyone.Dataset.from_dir({str(out)!r}, fiftyone.types.FiftyOneDataset)"

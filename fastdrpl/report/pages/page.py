@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from fastdrpl import __version__
-from fastdrpl.report.html.class_parts import classes_table, mixed_up
-from fastdrpl.report.html.detail_parts import (
+from fastdrpl.report.pages.changes_part import changes_part
+from fastdrpl.report.pages.class_parts import classes_table, mixed_up
+from fastdrpl.report.pages.detail_parts import (
     losses_part,
     problems_part,
     run_part,
     stages_table,
     training_part,
 )
-from fastdrpl.report.html.markup import Markup, element
-from fastdrpl.report.html.opening_parts import figures, headline, top
-from fastdrpl.report.html.suspects_part import fit_suspects, suspects_part
+from fastdrpl.report.pages.markup import Markup, element
+from fastdrpl.report.pages.opening_parts import figures, headline, top
+from fastdrpl.report.pages.suspects_part import fit_suspects, suspects_part
 from fastdrpl.report.problems import ImageFacts
 from fastdrpl.report.run_page import RunPage
 from fastdrpl.report.thumbnails import SMALL, picture_of
@@ -42,6 +43,9 @@ def render_run(page: RunPage, *, most_bytes: int) -> bytes:
 def _with_suspects(page: RunPage, budget: int) -> bytes:
     names = page.provenance.class_names
     sections: list[Section] = [Section("figures", "Figures", "Key figures", figures(page))]
+    if page.changes is not None or page.without_changes:
+        changed = changes_part(page.changes, page.without_changes)
+        sections.append(Section("changes", "Changes", "What the corrected labels changed", changed))
     if page.judged is not None:
         shown = fit_suspects(page, page.judged, budget)
         sections.append(Section("suspects", "Suspects", "Suspects", suspects_part(page, page.judged, shown)))
@@ -103,7 +107,7 @@ def _section(section: Section) -> Markup:
 
 
 def _text(name: str) -> str:
-    return (files("fastdrpl.report.html") / name).read_text(encoding="utf-8")
+    return (files("fastdrpl.report.pages") / name).read_text(encoding="utf-8")
 
 
 def _pictures(page: RunPage) -> dict[ImageFacts, Markup]:

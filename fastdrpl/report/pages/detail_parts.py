@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from fastdrpl.report.facts import StageFacts
 from fastdrpl.report.history import EpochFacts
-from fastdrpl.report.html.charts import Line, draw_lines, draw_losses, legend, losses_legend
-from fastdrpl.report.html.markup import Markup, element, join, name_of
 from fastdrpl.report.losses import LossFacts
+from fastdrpl.report.pages.charts import Line, draw_lines, draw_losses, legend, losses_legend
+from fastdrpl.report.pages.markup import Markup, element, join, name_of
 from fastdrpl.report.problems import ImageFacts, ProblemFacts
 from fastdrpl.report.provenance import ProvenanceFacts
 from fastdrpl.report.words import count, duration, fraction, percent
