@@ -199,5 +199,7 @@ def test_no_run_and_an_unknown_figure_are_refused(capsys):
     assert "did you mean 'losses'" in capsys.readouterr().err
     assert main(["figure", "losses", "--out", "x"]) == 2
     assert "no run is given" in capsys.readouterr().err
-    assert main(["figure", "--help"]) == 0
+    with pytest.raises(SystemExit) as end:
+        main(["figure", "--help"])
+    assert end.value.code == 0
     assert "losses|cam|doubtful" in capsys.readouterr().out
