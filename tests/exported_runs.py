@@ -77,7 +77,7 @@ def make_finished_run(path: Path, data: Dataset, *, networks: int = 1, truth_kno
         draw.uniform(0.4, 1, len(rows)).astype(np.float32),
         p_noisy,
         p_noisy < 0.5,
-        {"semi2": draw.normal(size=len(rows)).astype(np.float32)},
+        {"semi2": draw.exponential(size=len(rows)).astype(np.float32)},
     )
     write_table(path / "labels.parquet", table)
     made = make_networks(networks)
