@@ -107,6 +107,23 @@ def test_train_says_its_summary_and_status_its_table(data: Path, tmp_path: Path,
     assert terminal.main(["status", str(run)]) == 0
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_comes_after_a_run(run: Path, tmp_path: Path, encoding: str) -> None:
+    terminal = Terminal(encoding)
+    out = tmp_path / "ø→☃"
+    out.mkdir()
+    for words in (
+        ["report", str(run), "--out", str(out / "ř.html")],
+        ["fix", str(run), "--accept", "0.5", "--drop", "0.5", "--out", str(out / "ł.csv")],
+        ["export", str(run), "--to", "csv", "card", "--out", str(out / "ž")],
+        ["figure", "losses", str(run), "--out", str(out)],
+        ["status", str(run)],
+    ):
+        assert terminal.main(words) == 0, terminal.said()
+    assert terminal.main(["detect", str(run), "--out", str(out)]) == 2  # nobody knows the right labels
+    assert "Traceback" not in terminal.said()
+
+
 def test_predict_to_standard_output(run: Path, photos: Path, terminal: Terminal) -> None:
     assert terminal.main(["predict", str(run), str(photos)]) == 0
     rows = list(csv.DictReader(terminal.out().splitlines()))
