@@ -64,7 +64,7 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     if machine.main:
         say(f"run folder {folder.path}")
     recipe = recipe_named(config.recipe)
-    if recipe.label_file and config.noise.file is None:
+    if recipe.label_file and config.noise.file is None and config.labels is None:
         raise UserError(
             f"the recipe {recipe.name} trains on labels from a file, {recipe.label_file}",
             where="noise.file",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastdrpl.terminal import accept_everything, refusal
+from fastdrpl.terminal import ReaderGone, accept_everything, outlive_readers, refusal
 
 if TYPE_CHECKING:
     from fastdrpl.config import Config
@@ -41,6 +41,7 @@ Several processes: accelerate launch fastdrpl/train.py RECIPE ... (see docs/rank
 """
 
 
+READER_GONE = 141  # as shells have it for a command whose reader went away
 STOPPED = 130  # the exit code of a command that Ctrl-C ended, as shells have it
 
 
@@ -79,16 +80,18 @@ def _main(words: list[str]) -> int:
             raise UserError(f"unknown verb {words[0]!r}{nearest(words[0], VERBS)}", fix="see fastdrpl --help")
         code = verb(words[1:])
         sys.stdout.flush()
-        if (error := refusal()) is not None and code == 0:
+        error = refusal()
+        if isinstance(error, BrokenPipeError):
+            return READER_GONE
+        if error is not None and code == 0:
             raise UserError(
                 f"the work is done, but its output could not be written: {error.strerror}",
                 where="standard output",
                 fix="make room there, or name another place; a finished run is printed again by the same command",
             )
         return code
-    except BrokenPipeError:  # who reads standard output has seen enough (`| head`): what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except ReaderGone:
+        return READER_GONE
     except UserError as error:
         if debug:
             raise
@@ -118,15 +121,16 @@ def _prepare(words: list[str]) -> int:
 
 def _train(words: list[str]) -> int:
     config = parse_training(words)
+    from fastdrpl.folder import run_folder
     from fastdrpl.run import run
 
+    outlive_readers()  # a training goes on without them
+    folder = run_folder(config)  # before it runs: a label file may be another afterwards
     run(config)
     if int(os.environ.get("RANK", "0")) == 0:
-        from fastdrpl.folder import run_folder
         from fastdrpl.report.facts import read_facts
         from fastdrpl.report.summary import print_summary
 
-        folder = run_folder(config)
         print_summary(read_facts(folder.path))
         if config.labels is not None:
             from fastdrpl.fixing.summary import print_progress

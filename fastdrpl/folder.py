@@ -184,13 +184,19 @@ def claim(folder: RunFolder, config: Config) -> None:
         manifest = read_json(folder.manifest)
         changes = [*manifest.get("changed", []), {name: list(pair) for name, pair in differing.items()}]
         write_json(folder.manifest, {**manifest, "changed": changes})
-    if differing or not folder.config.exists():
+    if differing or not folder.config.exists() or stored_config(folder).labels != config.labels:
         write_atomic(folder.config, config_file.dumps(config).encode())
 
 
 def _differing(folder: RunFolder, config: Config) -> dict[str, tuple[Any, Any]]:
-    """The fields that decide the result and are not as they were: name -> (there, now)."""
+    """The fields that decide the result and are not as they were: name -> (there, now).
+
+    Not a label file that was given before and now: what lies at its old place today says nothing, and the labels
+    themselves are compared when they have been read (`beginning.refuse_others`).
+    """
     before, now = identity_of(stored_config(folder)), identity_of(config)
+    if is_bound(folder) and before.get("labels") and now.get("labels"):
+        before["labels"] = now["labels"]
     return {
         name: (before.get(name), now.get(name))
         for name in sorted({*before, *now})

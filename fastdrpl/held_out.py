@@ -7,7 +7,7 @@ from fastdrpl.errors import UserError
 from fastdrpl.folder import RunFolder
 from fastdrpl.labels import UNKNOWN, Labels
 from fastdrpl.opening import open_run
-from fastdrpl.report.table import build_table, write_table
+from fastdrpl.report.table import Said, build_table, write_table
 
 
 def judge_held_out(folder: RunFolder) -> tuple[int, int] | None:
@@ -29,8 +29,9 @@ def judge_held_out(folder: RunFolder) -> tuple[int, int] | None:
     labels = Labels(given, np.full(len(rows), UNKNOWN), rows, data.class_names)
     p = class_probabilities(folder.path, labels, split="test")
     suggested = p.argmax(1)
-    p_noisy = 1 - p[np.arange(len(rows)), given].astype(np.float64)
-    table = build_table(labels, data.ids("test"), suggested, p.max(1), p_noisy, suggested == given, {})
+    said = Said(suggested, p.max(1), p[np.arange(len(rows)), given])
+    doubt = 1 - said.p_given.astype(np.float64)
+    table = build_table(labels, data.ids("test"), said, doubt, suggested == given, {})
     for path in folder.held_out:
         write_table(path, table)
     return int((suggested != given).sum()), len(rows)

@@ -132,7 +132,7 @@ def _choose_set(sets: dict[str, np.ndarray], column: str | None, path: Path) -> 
             if column is None
             else f"no label set {column!r} in the file; it has {', '.join(sets)}",
             where=str(path),
-            fix=f"--noise.file_column {(fine or noisy or list(sets))[0]}",
+            fix=f"--noise.file {path} --noise.file_column {(fine or noisy or list(sets))[0]}",
         )
     return _Found(sets[column], None if clean is None or len(clean) != len(sets[column]) else clean)
 

@@ -232,10 +232,11 @@ def _read_csv(path: Path, most: int) -> _Table:
     import pyarrow
     import pyarrow.csv
 
-    comments = read_comments(path)
+    comments, text = read_comments(path), io.BytesIO(path.read_bytes())
+    for _ in comments:  # by hand: a line of comment may be longer than a block of the reader
+        text.readline()
     table = pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(skip_rows=len(comments)),
+        text,
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types={name: pyarrow.int64() for name in _COLUMNS}, include_columns=list(_COLUMNS)

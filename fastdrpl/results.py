@@ -13,14 +13,14 @@ from fastdrpl.export import write_export
 from fastdrpl.exports.card import write_card
 from fastdrpl.eyes import Eyes, log_probabilities, probabilities
 from fastdrpl.files import write_json
-from fastdrpl.folder import RunFolder, fingerprint_of
+from fastdrpl.folder import RunFolder
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Purpose
 from fastdrpl.looks import loss_column
 from fastdrpl.methods import load_method
 from fastdrpl.records import StageRecord
 from fastdrpl.report.command import write_report
-from fastdrpl.report.table import build_table, write_table
+from fastdrpl.report.table import Said, build_table, write_table
 from fastdrpl.stages import Stage
 from fastdrpl.state import RunState
 from fastdrpl.view import View
@@ -29,10 +29,19 @@ RESULT_VERSION = 1
 
 
 def finish(
-    state: RunState, data: Dataset, train: View, test: View | None, eyes: Eyes, test_eyes: Eyes | None
+    state: RunState,
+    data: Dataset,
+    train: View,
+    test: View | None,
+    eyes: Eyes,
+    test_eyes: Eyes | None,
+    fingerprint: str,
 ) -> dict[str, Any]:
     """Write export/, labels.parquet, labels.csv and result.json, whose presence says that the run is finished; then
-    the model card and report.html, which only repeat them."""
+    the model card and report.html, which only repeat them.
+
+    `fingerprint`: of the configuration, taken when the run began: its files may be others by now.
+    """
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
     on_test = _on_test(state, data, test, test_eyes)
     labels, store = train.labels, state.store
@@ -42,13 +51,13 @@ def finish(
         for stage in state.plan
         if loss_column(stage.name) in store
     }
-    result = _describe(state, data, train, test, suspects=int(np.count_nonzero(~labelled)))
+    suspects = int(np.count_nonzero(~labelled))
+    result = _describe(state, data, train, test, suspects=suspects, fingerprint=fingerprint)
     if state.machine.main:
         table = build_table(
             labels,
             data.ids("train"),
-            predicted.argmax(1).cpu().numpy(),
-            predicted.amax(1).cpu().numpy(),
+            _say(predicted, state.given),
             store["posterior"].double().cpu().numpy(),
             labelled,
             losses,
@@ -62,6 +71,13 @@ def finish(
         _write_pages(state.folder)
     state.machine.wait()
     return result
+
+
+def _say(predicted: Tensor, given: Tensor) -> Said:
+    """Of the predictions (N, C), on their device: they may be larger than the host has room for."""
+    sure, best = predicted.max(1)
+    of_given = predicted.gather(1, given[:, None])[:, 0]
+    return Said(best.cpu().numpy(), sure.cpu().numpy(), of_given.cpu().numpy())
 
 
 def _write_pages(folder: RunFolder) -> None:
@@ -95,7 +111,7 @@ def _on_kept(predicted: Tensor, given: np.ndarray, labelled: np.ndarray) -> Cali
 
 
 def _describe(
-    state: RunState, data: Dataset, train: View, test: View | None, *, suspects: int
+    state: RunState, data: Dataset, train: View, test: View | None, *, suspects: int, fingerprint: str
 ) -> dict[str, Any]:
     noisy, known = train.labels.is_noisy
     scaled = {} if state.config.epochs_scale == 1 else {"epochs_scale": state.config.epochs_scale}
@@ -113,7 +129,7 @@ def _describe(
         "test_may_be_wrong": data.test_may_be_wrong if test is not None else None,
         "stages": [_stage(record, stage) for record, stage in zip(state.records, state.plan, strict=True)],
         "machine": state.machine.describe(),
-        "identity": {**state.identity, "config": fingerprint_of(state.config)},
+        "identity": {**state.identity, "config": fingerprint},
     }
 
 

@@ -1,10 +1,11 @@
 """A run: from a configuration to a run folder with a classifier and a list of the wrong labels."""
 
+import contextlib
 from typing import Any
 
 from fastdrpl.beginning import Beginning, identity_of_run, open_beginning, refuse_others, write_beginning
 from fastdrpl.config import Config
-from fastdrpl.errors import CollapseError, NonFiniteError, UserError
+from fastdrpl.errors import CollapseError, PreemptedError, UserError
 from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, check_claim, is_bound, run_folder
 from fastdrpl.journal import NoJournal
@@ -44,14 +45,31 @@ def run(config: Config) -> dict[str, Any]:
             beginning = open_beginning(config, plan, folder, machine)
             write_beginning(config, beginning, folder, machine)
             traces.keep()
+            _forget_failure(folder)
             try:
                 return _train(config, beginning, folder, machine, stop)
-            except (CollapseError, NonFiniteError) as error:
-                failed = {"failed": error.what.splitlines()[0], "exit_code": error.exit_code}
-                if isinstance(error, CollapseError):
-                    failed["adjustable"] = list(error.adjustable)
-                write_json(folder.progress, failed)
+            except PreemptedError:
                 raise
+            except UserError as error:
+                _note_failure(folder, error)
+                raise
+
+
+def _note_failure(folder: RunFolder, error: UserError) -> None:
+    """Leave for `fastdrpl status` why a run ended."""
+    failed: dict[str, Any] = {"failed": error.what.splitlines()[0], "exit_code": error.exit_code}
+    if isinstance(error, CollapseError):
+        failed["adjustable"] = list(error.adjustable)
+    with contextlib.suppress(UserError):  # a full disk may be the failure itself, which is told in any case
+        write_json(folder.progress, failed)
+
+
+def _forget_failure(folder: RunFolder) -> None:
+    """An attempt begins: what the one before ended with says nothing any more, but what it may be changed by."""
+    before = read_json(folder.progress) if folder.progress.exists() else {}
+    if "failed" in before:
+        kept = {name: value for name, value in before.items() if name not in ("failed", "exit_code")}
+        write_json(folder.progress, kept)
 
 
 def _open_metrics(config: Config, folder: RunFolder) -> Metrics:
@@ -74,6 +92,7 @@ def _train(
     state, train, test = beginning.state, beginning.train, beginning.test
     try:
         machine.wait()
+        fingerprint = state.identity["config"]
         state.identity = {**state.identity, "config": read_json(folder.manifest)["identity"]["config"]}
         with _open_metrics(config, folder) if machine.main else NoJournal() as journal:
             state.journal = journal
@@ -82,7 +101,8 @@ def _train(
             Loop(
                 state, train.labels, beginning.train_eyes, beginning.test_eyes, beginning.test_label, stop
             ).run()
-            return finish(state, beginning.data, train, test, beginning.train_eyes, beginning.test_eyes)
+            eyes = beginning.train_eyes, beginning.test_eyes
+            return finish(state, beginning.data, train, test, *eyes, fingerprint)
     except UserError:
         raise
     except Exception as error:

@@ -5,15 +5,19 @@ import sys
 from typing import Any
 
 
+class ReaderGone(Exception):
+    """Who read standard output has seen enough (`| head`). No OSError: rich would end the process for a broken pipe."""
+
+
 class Steady:
     """A text stream that goes on where its file takes no more (a full disk, a terminal that is gone).
 
-    What cannot be written goes nowhere from then on; `refused` is the first error. With `pipes` a reader that went
-    away counts as such an error, else BrokenPipeError is raised as ever.
+    What cannot be written goes nowhere from then on; `refused` is the first error. A reader that went away counts as
+    such an error where `outlives_readers`, else ReaderGone is raised.
     """
 
-    def __init__(self, stream: Any, *, pipes: bool):
-        self._stream, self._pipes = stream, pipes
+    def __init__(self, stream: Any, *, outlives_readers: bool):
+        self._stream, self.outlives_readers = stream, outlives_readers
         self.refused: OSError | None = None
 
     def write(self, text: str) -> int:
@@ -32,14 +36,13 @@ class Steady:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        if isinstance(error, BrokenPipeError) and not self._pipes:
-            raise error
-        self.refused = self.refused or error
+        # What waits in buffers goes nowhere, at the end of the process too.
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(
-            nowhere, self._stream.fileno()
-        )  # what waits in buffers goes there, at the end of the process too
+        os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+        if isinstance(error, BrokenPipeError) and not self.outlives_readers:
+            raise ReaderGone from error
+        self.refused = self.refused or error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -60,7 +63,13 @@ def accept_everything() -> None:
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, Steady(stream, pipes=name == "stderr"))
+        setattr(sys, name, Steady(stream, outlives_readers=name == "stderr"))
+
+
+def outlive_readers() -> None:
+    """Go on with the work of this command when nobody reads its standard output any more."""
+    if isinstance(sys.stdout, Steady):
+        sys.stdout.outlives_readers = True
 
 
 def refusal() -> OSError | None:

@@ -14,7 +14,7 @@ from fastdrpl.labels import Labels
 from fastdrpl.loaders.dataset import Dataset, open_dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
 from fastdrpl.models import build_model
-from fastdrpl.report.table import build_table, write_table
+from fastdrpl.report.table import Said, build_table, write_table
 
 NAMES = ("<script>alert(1)", "Bär | 熊", 'dog, "small"')  # sorted, as a folder's classes are
 STORED, INPUT = 12, 10
@@ -73,8 +73,7 @@ def make_finished_run(path: Path, data: Dataset, *, networks: int = 1, truth_kno
     table = build_table(
         labels,
         data.ids("train"),
-        right,
-        draw.uniform(0.4, 1, len(rows)).astype(np.float32),
+        Said(right, draw.uniform(0.4, 1, len(rows)).astype(np.float32), 1 - p_noisy),
         p_noisy,
         p_noisy < 0.5,
         {"semi2": draw.exponential(size=len(rows)).astype(np.float32)},

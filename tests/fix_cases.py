@@ -10,7 +10,7 @@ from PIL import Image
 from fastdrpl.cli import main
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.dataset import open_dataset
-from fastdrpl.report.table import build_table, write_table
+from fastdrpl.report.table import Said, build_table, write_table
 
 COLOURS = ((40, 60, 200), (40, 180, 60), (210, 50, 40))
 TRAIN = [
@@ -74,7 +74,8 @@ def judge(
     run.mkdir(parents=True)
     labels.save(run / "noise.npz")
     losses = {"ce": p_noisy.astype(np.float32)}
-    table = build_table(labels, dataset.ids("train"), suggested, p_suggested, p_noisy, labelled, losses)
+    said = Said(suggested, p_suggested, np.exp(-p_noisy))
+    table = build_table(labels, dataset.ids("train"), said, p_noisy, labelled, losses)
     write_table(run / "labels.parquet", table)
     (run / "config.toml").write_text('recipe = "folder"\nmethod = "ce"\n')
     identity = {"config": hashlib.sha256(str(run).encode()).hexdigest(), "data": dataset.fingerprint}

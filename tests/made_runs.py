@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdrpl.labels import Labels
-from fastdrpl.report.table import build_table, write_table
+from fastdrpl.report.table import Said, build_table, write_table
 
 CLASSES = 4
 
@@ -77,7 +77,8 @@ def make_run(
     kept = stages[decides or list(stages)[-1]]
     p_noisy = 1 / (1 + np.exp(-kept.doubt))
     sure = np.full(len(labels), 0.5, np.float32)
-    table = build_table(labels, None, labels.given, sure, p_noisy, kept.labelled, {"last": kept.losses})
+    said = Said(labels.given, sure, 1 - p_noisy)
+    table = build_table(labels, None, said, p_noisy, kept.labelled, {"last": kept.losses})
     write_table(path / "labels.parquet", table)
     noisy, known = labels.is_noisy
     about = [{"name": name, "epochs": stage.epochs, "detection": {}} for name, stage in stages.items()]

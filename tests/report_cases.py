@@ -11,7 +11,7 @@ from test_table import write_csv
 from fastdrpl.labels import UNKNOWN, Labels
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
-from fastdrpl.report.table import build_table, write_table
+from fastdrpl.report.table import Said, build_table, write_table
 
 SCRIPT = "<script>alert(1)</script>"
 CLASSES = (SCRIPT, 'say "hi", he', "שלום", "猫")
@@ -59,7 +59,12 @@ def finish_run(
     )
     p_noisy, sure = 1 / (1 + np.exp(2 - 4 * (doubt > 1.8))), np.full(len(rows), 0.875, np.float32)
     table = build_table(
-        labels, data.ids("train"), truth, sure, p_noisy, doubt <= 1.8, {"relabel": losses, "semi1": losses}
+        labels,
+        data.ids("train"),
+        Said(truth, sure, np.exp(-losses)),
+        p_noisy,
+        doubt <= 1.8,
+        {"relabel": losses, "semi1": losses},
     )
     write_table(path / "labels.parquet", table)
     identity = {"config": "c" * 64, "data": data.fingerprint, "labels": labels.fingerprint}

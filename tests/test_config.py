@@ -190,4 +190,7 @@ def test_recipes_of_human_labels_are_those_of_their_data_and_want_the_file(name,
     assert human.kinds == plain.kinds
     assert main(["train", name, "--data", str(tmp_path), "--run", str(tmp_path / "run")]) == 2
     assert "trains on labels from a file" in capsys.readouterr().err
+    words = ["--data", str(tmp_path), "--run", str(tmp_path / "run"), "--labels", str(tmp_path / "l.csv")]
+    assert main(["train", name, *words]) != 0  # there is no such data, but the labels are given
+    assert "trains on labels from a file" not in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

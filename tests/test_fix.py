@@ -12,7 +12,7 @@ import pytest
 from fix_cases import hash_of, judge
 
 from fastdrpl.cli import main
-from fastdrpl.labels import Labels
+from fastdrpl.labels import Labels, load_labels
 from fastdrpl.loaders.dataset import open_dataset
 
 NAMES = ("ant", "bee", "cow")
@@ -122,6 +122,20 @@ def test_the_label_file_is_one_that_labels_read_and_says_where_it_comes_from(run
     assert said == {
         "run": str(known), "hash": hash_of(known), "data": open_dataset(data).fingerprint, "dropped": [1]
     }  # fmt: skip
+
+
+def test_a_head_longer_than_what_a_reader_of_tables_takes_at_once(run, tmp_path):
+    whole = tmp_path / "labels.csv"
+    assert main(["fix", str(run), "--accept", "0.5", "--out", str(whole)]) == 0
+    longer = tmp_path / "longer.csv"
+    longer.write_bytes(b"# " + b"1234567, " * 300_000 + b"\n" + whole.read_bytes())
+    assert load_labels(longer).fingerprint == load_labels(whole).fingerprint
+
+
+def test_the_folder_that_one_is_in_is_no_place_for_a_copy(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fix", str(run), "--accept", "0.5", "--out_folder", "."]) in (2, 3)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_samples_dropped_in_an_earlier_round_stay_dropped(data, tmp_path):

@@ -100,6 +100,14 @@ def test_a_table_that_is_not_the_one_that_was_prepared(tmp_path, capsys):
     assert not (tmp_path / "new.csv").exists()
 
 
+def test_a_table_that_has_lost_a_class(tmp_path, capsys):
+    run = judge(tmp_path / "run", make(tmp_path, TABLE.encode()), {0: (1, 0.99, 0.99)})
+    other = tmp_path / "images" / "other.csv"
+    other.write_bytes(TABLE.replace('"dog, wild"', "wolf").encode())
+    assert fix(run, tmp_path / "new.csv", "--source", other) == 3
+    assert "the table has no row of the class 'dog, wild'" in capsys.readouterr().err
+
+
 def test_forms_of_a_table_that_are_not_written_say_what_to_do(tmp_path, capsys):
     one_hot = "path,cat,dog\n" + "".join(
         f"{f},{n % 2},{1 - n % 2}\n" for n, f in enumerate(FILES) if "\n" not in f and '"' not in f

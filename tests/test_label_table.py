@@ -13,12 +13,12 @@ from hypothesis.extra.numpy import arrays
 from fastdrpl.errors import DataError
 from fastdrpl.labels import Labels
 from fastdrpl.report.ranking import rank_labels
-from fastdrpl.report.table import build_table, read_table, write_table
+from fastdrpl.report.table import Said, build_table, read_table, write_table
 
 NAMES = ('a, "b"', "line\nbreak", "狐")
 FILES = ("x/1.png", 'x/"2", 3.png', "x/\n.png", "狐.png", "=1+1.png", "b\udcff.png")
-COLUMNS = ["index", "row", "file", "given", "given_name", "suggested", "suggested_name", "p_suggested"]
-COLUMNS += ["p_noisy", "labelled", "rank", "score", "loss_one", "loss_two"]
+COLUMNS = ["index", "row", "file", "given", "given_name", "suggested", "suggested_name"]
+COLUMNS += ["p_suggested", "p_given", "p_noisy", "labelled", "rank", "score", "loss_one", "loss_two"]
 TRUTH = ["truth", "truth_name", "is_noisy"]
 
 
@@ -27,15 +27,18 @@ def make_table(truth: list[int]) -> pyarrow.Table:
     losses = {"one": np.float32([9, 0, 0, 0]), "two": np.float32([0.1, 3, 2, 0.2])}
     labelled = np.array([True, False, False, True])
     suggested, sure = np.array([0, 1, 0, 2]), np.float32([0.9, 0.5, 0.75, 0.6])
-    return build_table(labels, FILES, suggested, sure, np.array([0.1, 0.9, 0.9, 0.1]), labelled, losses)
+    said = Said(suggested, sure, np.float32([0.9, 0.0, 0.25, 0.4]))
+    return build_table(labels, FILES, said, np.array([0.1, 0.9, 0.9, 0.1]), labelled, losses)
 
 
 @pytest.mark.parametrize("truth", [[0, 1, -1, -2], [-1] * 4], ids=["known", "unknown"])
 def test_columns_stand_where_something_is_known(truth):
     table = make_table(truth)
     assert table.column_names == COLUMNS + (TRUTH if truth[0] >= 0 else [])
-    assert table["rank"].to_pylist() == [1, 2, 3, 4]  # by mean losses of 4.55, 1.5, 1 and 0.1
-    assert table["score"].to_pylist() == pytest.approx([0.98943, 0.77687, 0.63212, 0.09516], abs=1e-5)
+    # 1 - (p p p)^(1/3) of the losses of both stages and what the final network gives; one of them is nothing.
+    product = np.exp([-9.1, -3, -2, -0.2]) * [0.9, 0, 0.25, 0.4]
+    assert table["score"].to_pylist() == pytest.approx(1 - np.cbrt(product), abs=1e-6)
+    assert table["rank"].to_pylist() == [2, 1, 3, 4]
     if truth[0] >= 0:
         assert table["is_noisy"].to_pylist() == [False, False, None, True]
         assert table["truth_name"].to_pylist() == [NAMES[0], NAMES[1], None, None]
@@ -91,7 +94,7 @@ def test_the_rank_has_no_ties_and_the_score_goes_with_it(drawn):
 
 def test_a_table_of_the_first_schema_is_read_as_of_today(tmp_path):
     table = make_table([-1] * 4)
-    old = table.drop_columns(["p_suggested", "rank", "score"])
+    old = table.drop_columns(["p_suggested", "p_given", "rank", "score"])
     for name, kind in zip(TRUTH, (pyarrow.int64(), pyarrow.string(), pyarrow.bool_()), strict=True):
         old = old.append_column(name, pyarrow.nulls(4, kind))
     pyarrow.parquet.write_table(
@@ -99,9 +102,11 @@ def test_a_table_of_the_first_schema_is_read_as_of_today(tmp_path):
     )
     got = read_table(tmp_path / "old.parquet")
     assert got.column_names == table.column_names
-    assert got["p_suggested"].null_count == 4
-    same = [name for name in COLUMNS if name != "p_suggested"]
+    assert got["p_suggested"].null_count == got["p_given"].null_count == 4
+    unlike = ("p_suggested", "p_given", "rank", "score")
+    same = [name for name in COLUMNS if name not in unlike]
     assert got.select(same).equals(table.select(same))
+    assert got["rank"].to_pylist() == [1, 2, 3, 4]  # by the losses of the stages alone: 9.1, 3, 2, 0.2
 
 
 def test_a_table_of_a_later_version_is_refused(tmp_path):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +144,21 @@ def test_held_out_labels_are_judged_on_request_also_of_a_finished_run(photos, pr
     assert [row["suggested"] != row["given"] for row in rows] == doubted
     assert f"{sum(doubted)} of {len(rows)} held-out labels look wrong" in capsys.readouterr().out
     assert pyarrow.parquet.read_table(trained / "held_out.parquet").column_names == list(rows[0])
+
+
+def test_a_training_outlives_who_reads_what_it_prints(prepared, trained):
+    for path in trained.glob("held_out.*"):
+        path.unlink()
+    words = ["train", "folder", "--data", str(prepared), "--run", str(trained), *TRAIN, "--judge", "all"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "fastdrpl", *words], stdout=writer, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(writer)
+    assert done.returncode == 141 and b"Traceback" not in done.stderr, done.stderr.decode()
+    assert (trained / "held_out.csv").exists()
 
 
 def test_what_nobody_knows_is_null_or_no_column(trained):

@@ -152,6 +152,28 @@ def test_drop_another_class_skip_and_the_mouse(page, run, tmp_path):
     assert errors_of(page) == []
 
 
+def test_decisions_of_another_page_of_the_run_are_kept(page, run):
+    """Of one with room for more suspects, and of one whose run, the same trained again, suggested other classes."""
+    facts = read_facts(run, suspects=2)
+    first, second = facts.most_doubtful
+    number = {name: k for k, name in enumerate(CLASSES)}
+    other = next(k for name, k in number.items() if name not in (first.given, first.suggested))
+    stored = [
+        [first.index, {"decision": "accept", "label": other}],
+        [second.index, {"decision": "accept", "label": number[second.suggested]}],
+        [123_456, {"decision": "drop", "label": None}],
+    ]
+    page.execute_script(
+        "localStorage.setItem(arguments[0], arguments[1])", f"fastdrpl fixes {facts.hash}", json.dumps(stored)
+    )
+    page.refresh()
+    assert decided(page) == {first.index: "relabel", second.index: "accept"}
+    press(page, "k")
+    kept = page.execute_script("return localStorage.getItem(arguments[0])", f"fastdrpl fixes {facts.hash}")
+    assert [123_456, stored[2][1]] in json.loads(kept)
+    assert errors_of(page) == []
+
+
 def test_names_are_text_and_nothing_is_fetched(page):
     page.get_log("performance")  # what came before
     page.refresh()

@@ -196,9 +196,23 @@ def test_photos_in_the_wrong_folder_are_found_fixed_and_trained_on(tmp_path, cap
     assert f"{wrong[0] - wrong[1]} labels changed, 0 samples dropped" in said
     manifest = json.loads((second / "manifest.json").read_text())
     assert manifest["labels_from"]["hash"] == hash_of(first)
-    # the run before is gone: that is said, and is no error
+    # the same labels elsewhere are the same run; others are not
+    moved = (tmp_path / "labels.csv").rename(tmp_path / "moved.csv")
+    again = [*train, "--labels", str(moved), "--run", str(second)]
+    (tmp_path / "labels.csv").write_text("other labels lie here by now")
+    assert main(again) == 0
+    index, row, given = moved.read_text().splitlines()[3].split(",")[:3]
+    shutil.copy(moved, tmp_path / "other.csv")
+    line = f"\n{index},{row},"
+    changed(tmp_path / "other.csv", f"{line}{given},", f"{line}{(int(given) + 1) % 3},")
+    assert main([*train, "--labels", str(tmp_path / "other.csv"), "--run", str(second)]) == 3
+    assert "the labels of this run folder changed" in capsys.readouterr().err
+    # the run before is damaged, or gone: that is said, and is no error
+    (first / "labels.parquet").unlink()
+    assert main(again) == 0
+    assert "no comparison with the run before: cannot read the table" in capsys.readouterr().err
     shutil.rmtree(first)
-    assert main([*train, "--labels", str(tmp_path / "labels.csv"), "--run", str(second)]) == 0
+    assert main(again) == 0
     said = " ".join(capsys.readouterr().err.split())
     hash = manifest["labels_from"]["hash"]
     assert f"no comparison with the run before: the labels come from the run {hash}" in said

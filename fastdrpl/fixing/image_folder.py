@@ -60,6 +60,12 @@ def plan_folder(prepared: Prepared, final: Mapping[str, str | None]) -> Plan:
         name = final.get(file, "")
         folder, _, rest = path.removeprefix(start).partition(os.sep)
         if name and _class_of(folder) != name:
+            if name not in folder_of:
+                raise DataError(
+                    f"the folder of the class {name!r} is gone",
+                    where=printable(root),
+                    fix="say with --source where the folder is that was prepared",
+                )
             moving.append((path, os.path.join(start, folder_of[name], rest)))
         elif name is not None:
             places[path] = path

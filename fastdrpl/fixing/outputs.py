@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from fastdrpl.errors import UserError
@@ -22,14 +23,16 @@ def write_outputs(command: FixCommand, run: Judged, decisions: Decisions) -> lis
     outs = [path for path in (command.out, command.out_table, command.out_folder) if path is not None]
     if not outs:
         return ["Nothing was written: --out labels.csv writes labels to train on."]
-    log = outs[0].with_name(f"{outs[0].stem if outs[0].suffix else outs[0].name}.changes.csv")
+    first = Path(os.path.abspath(outs[0]))  # "." has no name
+    log = first.with_name(f"{first.stem if first.suffix else first.name}.changes.csv")
     _check(command, run, [path for path in (command.out, command.out_table, log) if path is not None])
     origin = _origin(run, decisions)
     files: dict[Path, bytes] = {}
     lines: list[str] = []
     if command.out is not None:
         files[command.out] = label_file(run, decisions, origin)
-        again = f"fastdrpl train --config {run.folder.config} --labels {command.out} --run NEW"
+        words = ["--config", str(run.folder.config), "--labels", str(command.out), "--run", "NEW"]
+        again = f"fastdrpl train {shlex.join(words)}"
         lines.append(f"{command.out}: train on it with `{again}`")
     if command.out_table is not None:
         prepared = _prepared(command, run, "table")

@@ -66,6 +66,13 @@ def correct_table(source: Path, final: Mapping[str, str | None], options: Mappin
     for record in rows:
         cell = text[slice(*record.cells[at_label])]
         spelled.setdefault(_class(cell), cell)
+    lost = {name for name in final.values() if name is not None} - spelled.keys()
+    if lost:
+        raise DataError(
+            f"the table has no row of the class {min(lost)!r}",
+            where=where,
+            fix="say with --source where the table is that was prepared",
+        )
     parts, done, seen, changed, dropped = ["\ufeff" if _marked(source) else ""], 0, 0, 0, 0
     for record in rows:
         path = _value(text[slice(*record.cells[at_path])])

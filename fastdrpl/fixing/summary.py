@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdrpl.console import say
+from fastdrpl.errors import UserError
 from fastdrpl.fixing.changes import Changes, PairChanges, TruthChanges, changes, earlier_run
 from fastdrpl.fixing.decisions import ACCEPT, BY, DROP, KEEP, RELABEL, UNDECIDED, Decisions, corrected
 from fastdrpl.fixing.judged import Judged
@@ -50,7 +51,10 @@ def print_progress(run: Path) -> None:
     if found is not None and found.folder is None:
         say(f"no comparison with the run before: {found.missing}")
     elif found is not None and found.folder is not None:
-        print_changes(changes(found.folder, run))
+        try:
+            print_changes(changes(found.folder, run))
+        except UserError as error:  # of the earlier run: this one is finished
+            say(f"no comparison with the run before: {error.what} ({error.where})")
 
 
 def print_changes(found: Changes) -> None:

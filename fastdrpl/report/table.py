@@ -1,6 +1,7 @@
 """labels.parquet and labels.csv: a row per sample, its label, what the network suggests, how doubtful the label is."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,29 @@ from fastdrpl.files import write_atomic
 from fastdrpl.labels import Labels
 from fastdrpl.report.ranking import rank_labels
 
-SCHEMA_VERSION = 2  # 1 had no p_suggested, rank and score, and truth columns throughout
+SCHEMA_VERSION = 2  # 1 had no p_suggested, p_given, rank and score, and truth columns throughout
 _TRUTH = ("truth", "truth_name", "is_noisy")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the final network says of the samples, without augmentation."""
+
+    suggested: np.ndarray  # (N,) int64: the most probable class
+    p_suggested: np.ndarray  # (N,) float: what that is given
+    p_given: np.ndarray  # (N,) float: what the given label is given
 
 
 def build_table(
     labels: Labels,
     files: tuple[str, ...] | None,
-    suggested: np.ndarray,
-    p_suggested: np.ndarray,
+    said: Said,
     p_noisy: np.ndarray,
     labelled: np.ndarray,
     losses: dict[str, np.ndarray],
 ) -> pyarrow.Table:
-    """Columns of length N: index, row, file, given, given_name, suggested, suggested_name, p_suggested, p_noisy,
-    labelled, rank, score, loss_<stage>; where the truth of some sample is known also truth, truth_name, is_noisy.
+    """Columns of length N: index, row, file, given, given_name, suggested, suggested_name, p_suggested, p_given,
+    p_noisy, labelled, rank, score, loss_<stage>; where some truth is known also truth, truth_name, is_noisy.
 
     null where something is not known. `files` is by row; `losses` by stage, in the order of the stages.
     """
@@ -43,13 +52,16 @@ def build_table(
         ),
         "given": pyarrow.array(labels.given),
         "given_name": pyarrow.array(names[labels.given], pyarrow.string()),
-        "suggested": pyarrow.array(suggested),
-        "suggested_name": pyarrow.array(names[suggested], pyarrow.string()),
-        "p_suggested": pyarrow.array(p_suggested),
+        "suggested": pyarrow.array(said.suggested),
+        "suggested_name": pyarrow.array(names[said.suggested], pyarrow.string()),
+        "p_suggested": pyarrow.array(said.p_suggested),
+        "p_given": pyarrow.array(said.p_given),
         "p_noisy": pyarrow.array(p_noisy),
         "labelled": pyarrow.array(labelled),
     }
-    columns["rank"], columns["score"] = map(pyarrow.array, rank_labels(p_noisy, list(losses.values())))
+    with np.errstate(divide="ignore"):  # an infinite loss comes first
+        last = -np.log(np.asarray(said.p_given, np.float64))
+    columns["rank"], columns["score"] = map(pyarrow.array, rank_labels(p_noisy, [*losses.values(), last]))
     for stage, values in losses.items():
         columns[f"loss_{stage}"] = pyarrow.array(values)
     if known.any():
@@ -94,12 +106,13 @@ def read_table(path: Path) -> pyarrow.Table:
 
 
 def _upgraded(table: pyarrow.Table) -> pyarrow.Table:
-    """A table of schema 1 as of 2; what the network thought of its suggestions is not known any more."""
+    """A table of schema 1 as of 2; what the final network thought of the labels is not known any more."""
     losses = [name for name in table.column_names if name.startswith("loss_")]
     p_noisy = table["p_noisy"].to_numpy()
     rank, score = rank_labels(p_noisy, [table[name].to_numpy() for name in losses])
     at = table.column_names.index("p_noisy")
-    table = table.add_column(at, "p_suggested", pyarrow.nulls(len(table), pyarrow.float32()))
+    for name in ("p_given", "p_suggested"):
+        table = table.add_column(at, name, pyarrow.nulls(len(table), pyarrow.float32()))
     at = table.column_names.index("labelled") + 1
     table = table.add_column(at, "rank", pyarrow.array(rank)).add_column(
         at + 1, "score", pyarrow.array(score)

@@ -16,6 +16,7 @@
   const grid = at("grid"), progress = at("progress"), dialog = at("other");
   let listed = []; // suspects that the filters leave, in order
   let here = 0; // position in `listed`
+  let elsewhere = []; // stored decisions about suspects that this page does not hold: it has less room than another had
   let decisions = recall(); // index -> {decision, label}, label a class number or null
   const past = []; // for undo: lists of [index, earlier decision]
   let kept = true; // whether this browser keeps decisions
@@ -24,15 +25,24 @@
 
   function recall() {
     try {
-      return new Map(JSON.parse(localStorage.getItem(key) || "[]").filter(([index]) => byIndex.has(index)));
+      const stored = JSON.parse(localStorage.getItem(key) || "[]");
+      elsewhere = stored.filter(([index]) => !byIndex.has(index));
+      return new Map(stored.filter(([index]) => byIndex.has(index)).map(([index, made]) => [index, asOfThisPage(index, made)]));
     } catch {
       return new Map();
     }
   }
 
+  // The same configuration trained again may suggest another class: what was decided stays, by its class.
+  function asOfThisPage(index, { decision, label }) {
+    const { given, suggested } = byIndex.get(index);
+    const stale = (decision === "accept" && label !== suggested) || (decision === "keep" && label !== given);
+    return { decision: stale ? "relabel" : decision, label };
+  }
+
   function store() {
     try {
-      localStorage.setItem(key, JSON.stringify([...decisions]));
+      localStorage.setItem(key, JSON.stringify([...elsewhere, ...decisions]));
     } catch {
       kept = false; // said with the progress
     }
@@ -111,7 +121,7 @@
     const card = make("li", { class: "card", tabindex: "-1", "data-position": position, "data-index": suspect.index });
     const sure = suspect.pSuggested === null ? "" : make("span", { class: "sure" }, ` ${percent(suspect.pSuggested)}`);
     const facts = make("div", { class: "facts-line", title: `wrong with probability ${suspect.pNoisy}` },
-      `#${suspect.rank} · score ${suspect.score.toFixed(3)}`);
+      `#${suspect.rank} · score ${suspect.score.toFixed(3)} · wrong ${percent(suspect.pNoisy)}`);
     const file = suspect.file === null ? `sample ${suspect.index}` : visible(suspect.file);
     card.append(
       picture(suspect),
@@ -217,9 +227,17 @@
     }
   }
 
+  // A value that the list of a filter has no room for, or no suspect on this page, is added to it.
+  function choose(select, value) {
+    select.value = value;
+    if (select.value === value) return;
+    select.append(make("option", { value }, value.split(" ").map((k) => visible(data.classes[k])).join(" → ")));
+    select.value = value;
+  }
+
   function show(given, suggested) { // a class, or a pair where `suggested` is given
-    at("by-class").value = suggested === undefined ? given : "";
-    at("by-pair").value = suggested === undefined ? "" : `${given} ${suggested}`;
+    choose(at("by-class"), suggested === undefined ? given : "");
+    choose(at("by-pair"), suggested === undefined ? "" : `${given} ${suggested}`);
     at("by-state").value = at("by-file").value = "";
     list();
     at("suspects").scrollIntoView();

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from fastdrpl import __version__
+from fastdrpl.errors import DataError
 from fastdrpl.report.pages.changes_part import changes_part
 from fastdrpl.report.pages.class_parts import classes_table, mixed_up
 from fastdrpl.report.pages.detail_parts import (
@@ -23,6 +24,8 @@ from fastdrpl.report.problems import ImageFacts
 from fastdrpl.report.run_page import RunPage
 from fastdrpl.report.thumbnails import SMALL, picture_of
 
+_SAID = 512  # bytes: what is said about suspects that have no room, or no pictures
+
 
 @dataclass(frozen=True)
 class Section:
@@ -37,7 +40,7 @@ class Section:
 def render_run(page: RunPage, *, most_bytes: int) -> bytes:
     """The page of one run, at most so large where the suspects can be fewer."""
     rest = _with_suspects(page, 0)
-    return rest if page.judged is None else _with_suspects(page, most_bytes - len(rest))
+    return rest if page.judged is None else _with_suspects(page, most_bytes - len(rest) - _SAID)
 
 
 def _with_suspects(page: RunPage, budget: int) -> bytes:
@@ -119,6 +122,9 @@ def _pictures(page: RunPage) -> dict[ImageFacts, Markup]:
         split = page.data.splits.get(image.split)
         if split is not None and 0 <= image.row < len(split) and split.valid[image.row]:
             small = max(split.height, split.width) <= SMALL
-            uri = picture_of(split, image.row)
+            try:
+                uri = picture_of(split, image.row)
+            except DataError:  # it is named all the same
+                continue
             pictures[image] = element("img", src=uri, alt="", class_="thumb small" if small else "thumb")
     return pictures
