@@ -5,11 +5,13 @@ share a band are compared, so that the work grows with N and the few rows of a b
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from fastdrpl.loaders.marks import shrink_weights
+from fastdrpl.loaders.spawning import cores
 
 SIMILARITY = (
     0.6  # of edges; on CIFAR-10 nearly every pair above it is one picture, and below 0.4 nearly none is
@@ -17,6 +19,7 @@ SIMILARITY = (
 SMALLEST = 16  # pixels: of smaller images, and of those enlarged from smaller ones, too many look alike
 BITS_OF_FEW, BITS_OF_MANY, FEW = 7, 3, 20_000  # differing bits; images up to which the first is affordable
 _WIDEST = 1024  # rows of one band that each row is compared with: more share it only among very many copies
+_BLOCK, _KEPT = 256, 2000  # pairs compared at a time; images whose edges are kept, of 24 KB each
 _THUMB = 32  # pixels: what is smaller than a cell of such an image does not count
 _ONES = [
     np.uint64(n) for n in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)
@@ -24,43 +27,57 @@ _ONES = [
 
 
 class Close(NamedTuple):
-    """Pairs of positions, ascending in each pair: (m,) int64 each, and how many bits differ."""
+    """Pairs of positions, ascending in each pair: (m,) int64 each, and how many bits differ.
+
+    `most`: bits that a pair may differ in; where the search was `cut`, the most that differ in one of these pairs.
+    """
 
     first: np.ndarray
     second: np.ndarray
     bits: np.ndarray
+    most: int
+    cut: bool
 
 
 def close_pairs(looks: np.ndarray, most: int, limit: int) -> Close:
     """All pairs of different looks (n,) uint64 that differ in at most `most` bits.
 
-    Where there are more than `limit` such pairs the bar is raised: only those that differ in fewer bits are returned.
+    Where there are more than `limit` such pairs the search is cut: the `limit` that differ in the fewest bits are
+    returned.
     """
     found = [np.zeros((0, 3), np.int64)]
-    held = 0
+    held, bar, cut = 0, most, False
     for first, second in _sharing_a_band(looks, most + 1):
         bits = count_ones(looks[first] ^ looks[second])
-        near = bits <= most
+        near = bits <= bar
         if near.any():
             found.append(_table(first[near], second[near], bits[near]))
             held += len(found[-1])
         if held > 4 * limit:
-            found, most = _raise_the_bar(found, most, limit)
-            held = len(found[0])
-    (pairs,), _ = _raise_the_bar(found, most, limit)
-    return Close(pairs[:, 0], pairs[:, 1], pairs[:, 2])
+            pairs, more = _keep_closest(found, limit)
+            found, held = [pairs], len(pairs)
+            if more:  # from here on only a closer pair takes the place of one of these
+                cut, bar = True, int(pairs[:, 2].max(initial=0)) - 1
+    pairs, more = _keep_closest(found, limit)
+    cut = cut or more
+    first, second, bits = pairs.T
+    return Close(first, second, bits, int(bits.max(initial=0)) if cut else most, cut)
 
 
 def _table(first: np.ndarray, second: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return np.stack([np.minimum(first, second), np.maximum(first, second), bits.astype(np.int64)], 1)
 
 
-def _raise_the_bar(found: list[np.ndarray], most: int, limit: int) -> tuple[list[np.ndarray], int]:
+def _keep_closest(found: list[np.ndarray], limit: int) -> tuple[np.ndarray, bool]:
+    """-> (at most `limit` different pairs of the fewest bits, whether there were more)."""
     pairs = np.unique(np.concatenate(found), axis=0)
-    while len(pairs) > limit:
-        most -= 1
-        pairs = pairs[pairs[:, 2] <= most]
-    return [pairs], most
+    if len(pairs) <= limit:
+        return pairs, False
+    first, bits = pairs[:, 0], pairs[:, 2]
+    turn = np.arange(len(pairs)) - np.searchsorted(
+        first, first
+    )  # a pair for each before another for one of them
+    return pairs[np.lexsort((turn, bits))[:limit]], True
 
 
 def _sharing_a_band(looks: np.ndarray, bands: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -88,21 +105,26 @@ def count_ones(words: np.ndarray) -> np.ndarray:
     return (words * all_) >> np.uint64(56)
 
 
-def similarities(pairs: np.ndarray, pixels: Callable[[int], np.ndarray]) -> np.ndarray:
+def similarities(
+    pairs: np.ndarray, pixels: Callable[[int], np.ndarray], advance: Callable[[int], None]
+) -> np.ndarray:
     """How alike the edges of two images are, for (m, 2) rows: -1..1, 1 for the same edges; (m,) float64.
 
-    `pixels(row)`: (height, width, 3) uint8. Compared are differences of neighbours in small versions of both:
+    `pixels(row)`: (height, width, 3) uint8, is called by several threads; `advance(m)`: m more are compared. Rows that
+    lie near each other in `pairs` are decoded once. Compared are differences of neighbours in small versions of both:
     brightness and the plain areas that all skies have in common do not count.
     """
     out = np.zeros(len(pairs))
     edges: dict[int, np.ndarray] = {}
-    for number, (first, second) in enumerate(pairs.tolist()):
-        if len(edges) > 2000:
-            edges.clear()
-        for row in (first, second):
-            if row not in edges:
-                edges[row] = find_edges(pixels(row))
-        out[number] = edges[first] @ edges[second]
+    with ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(pairs), _BLOCK):
+            block = pairs[start : start + _BLOCK]
+            if len(edges) > _KEPT:
+                edges.clear()
+            new = [row for row in np.unique(block).tolist() if row not in edges]
+            edges.update(zip(new, pool.map(lambda row: find_edges(pixels(row)), new), strict=True))
+            out[start : start + _BLOCK] = [edges[first] @ edges[second] for first, second in block.tolist()]
+            advance(len(block))
     return out
 
 

@@ -107,7 +107,7 @@ def _make(
             shards = write_shards(
                 work, {name: [row for row, _ in state.bad] for name, state in finished.items()}, quiet=quiet
             )
-        found = _find_problems(config, source, finished, work)
+        found = _find_problems(config, source, finished, work, quiet)
         write_manifest(config, source, finished, work, shards, found, origin)
         (work / "journal").unlink(missing_ok=True)
         publish(work, out)
@@ -121,10 +121,10 @@ def _make(
 
 
 def _find_problems(
-    config: PrepareConfig, source: OpenedSource, finished: dict[str, Progressed], work: Path
+    config: PrepareConfig, source: OpenedSource, finished: dict[str, Progressed], work: Path, quiet: bool
 ) -> dict[str, Any]:
     """Write problems.csv; -> the entries of dataset.json. Raises DataError for a kind that is refused."""
-    found, entry, copies = find_problems(work, source, finished)
+    found, entry, copies = find_problems(work, source, finished, quiet=quiet)
     problems.write_problems(work / problems.PROBLEMS, found)
     problems.refuse_problems(entry, config.refuse, work / problems.PROBLEMS if source.journal else None)
     # Of a published set everybody has the same doubles; of one's own photos nobody knows them.

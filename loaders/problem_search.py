@@ -13,11 +13,14 @@ from fastdrpl.loaders.dataset import Split, split_of
 from fastdrpl.loaders.decode import decode_row, map_file
 from fastdrpl.loaders.marks import MARK
 from fastdrpl.loaders.problems import Image, Problem, to_entry
+from fastdrpl.loaders.progress import Progress
 from fastdrpl.loaders.sources.source import OpenedSource
 from fastdrpl.loaders.unfinished import Progressed
 
 BLANK = 2.0  # levels of 255: the standard deviation that no colour of a blank image exceeds
 TINY = 32  # pixels: a file with a shorter side than this (and than the prepared size) is tiny
+COMPARED = 100_000  # pairs at most whose pixels are compared: 5 minutes of one core for photos of 256 pixels
+_SHOWN = 3000  # pairs from which on it is shown how the comparison gets on
 _LIKENESS_OF_SMALL = 0.99  # of images below TINY pixels: handwriting of 16 pixels is often alike up to 0.98
 
 
@@ -68,7 +71,7 @@ class Written:
 
 
 def find_problems(
-    work: Path, source: OpenedSource, finished: Mapping[str, Progressed]
+    work: Path, source: OpenedSource, finished: Mapping[str, Progressed], *, quiet: bool
 ) -> tuple[list[Problem], dict[str, Any], dict[str, Any]]:
     """-> (all problems, the most interesting of each kind first; the entries of dataset.json on problems, and on
     identical images). Rows in quarantine do not count."""
@@ -79,7 +82,7 @@ def find_problems(
     blank = _find_blank(written, sound)
     again = np.zeros(len(written.labels), bool)
     again[[row for _, row in copies] + blank] = True
-    alike, searched = _find_near(written, sound[~again[sound]])
+    alike, searched = _find_near(written, sound[~again[sound]], quiet)
     known = bool((written.marks["width"] > 0).any())
     problems = [
         *(_problem("duplicates", written, pair) for pair in _interesting_first(written, copies)),
@@ -136,7 +139,7 @@ def _find_tiny(written: Written, rows: np.ndarray) -> list[Problem]:
 
 
 def _find_near(
-    written: Written, rows: np.ndarray
+    written: Written, rows: np.ndarray, quiet: bool
 ) -> tuple[list[tuple[tuple[int, int], float]], dict[str, Any] | None]:
     """Pairs that join all that look the same, each with its similarity; and what was looked for."""
     if written.source.height < near.SMALLEST or len(rows) < 2:
@@ -152,12 +155,28 @@ def _find_near(
             np.stack([rows[first[close.first]], rows[first[close.second]]], 1),
         ]
     )
-    alike = near.similarities(pairs, written.pixels)
+    candidates = len(pairs)
+    pairs = _choose(written, pairs, np.concatenate([np.zeros(len(same), np.int64), close.bits]))
+    with Progress("looking for copies", len(pairs), unit="pairs", quiet=quiet or len(pairs) <= _SHOWN) as bar:
+        alike = near.similarities(pairs, written.pixels, bar.advance)
     wanted = np.where(_is_small(written, pairs), _LIKENESS_OF_SMALL, near.SIMILARITY)
     pairs, alike = np.sort(pairs[alike >= wanted], axis=1), alike[alike >= wanted]
     order = np.lexsort((pairs[:, 0], -alike, -_interest(written, pairs)))
     joined = [(tuple(pairs[k].tolist()), float(alike[k])) for k in order[_forest(pairs[order])].tolist()]
-    return joined, {"differing_bits": most, "similarity": near.SIMILARITY}
+    searched = {
+        "differing_bits": close.most,
+        "similarity": near.SIMILARITY,
+        "cut": close.cut,
+        "candidates": candidates,
+        "compared": len(pairs),
+    }
+    return joined, searched
+
+
+def _choose(written: Written, pairs: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """The pairs that are compared: the most interesting, and of those the closest. In the order of their rows."""
+    chosen = pairs[np.lexsort((bits, -_interest(written, pairs)))[:COMPARED]]
+    return chosen[np.lexsort((chosen[:, 1], chosen[:, 0]))]
 
 
 def _is_small(written: Written, pairs: np.ndarray) -> np.ndarray:

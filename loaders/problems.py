@@ -142,7 +142,18 @@ def describe_problems(entry: object) -> list[str]:
         lines.append(
             f"{PROBLEMS} lists them all; nothing was left out for it (--refuse KIND refuses such a set)"
         )
-    return lines
+    return lines + _describe_cut(entry["searched"]["near"] or {})
+
+
+def _describe_cut(searched: Mapping[str, Any]) -> list[str]:
+    compared, candidates = searched.get("compared", 0), searched.get("candidates", 0)
+    if not searched.get("cut") and compared == candidates:
+        return []
+    number = f"more than {candidates:,}" if searched["cut"] else f"{candidates:,}"
+    return [
+        f"only {compared:,} of {number} pairs that may look the same were compared, up to "
+        f"{searched['differing_bits']} of 64 bits apart, two labels first: there may be more copies"
+    ]
 
 
 def refuse_problems(entry: object, refused: Sequence[ProblemKind], where: Path | None) -> None:

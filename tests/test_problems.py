@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from prepare_cases import ROOT, contents
 from test_prepare_continued import stop_in_the_middle
 
-from fastdrpl.loaders import near
+from fastdrpl.loaders import near, problem_search
 from fastdrpl.loaders.errors import DataError, UserError
 from fastdrpl.loaders.marks import MARK, mark_images
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
@@ -138,6 +138,43 @@ def test_it_is_said_in_a_few_lines(prepared: Path) -> None:
     assert describe_problems(None) == []  # a set from before
 
 
+def test_a_bounded_search_says_so_and_takes_the_interesting_pairs_first(
+    photos: Path,
+    prepared: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = entry_of(prepared)["searched"]["near"]
+    assert whole["compared"] == whole["candidates"] >= 6 and (whole["differing_bits"], whole["cut"]) == (
+        7,
+        False,
+    )
+
+    config = PrepareConfig(kind="folder", source=photos, out=tmp_path / "few", size=SIZE)
+    monkeypatch.setattr(problem_search, "COMPARED", 3)
+    prepare(config)
+    said = capsys.readouterr()
+    assert entry_of(config.out)["searched"]["near"] == whole | {"compared": 3}
+    found = [(p.two_labels, p.train_and_test) for p in read_problems(config.out) if p.kind == "near"]
+    assert found == [(True, False), (True, False), (False, True)]
+    assert f"only 3 of {whole['candidates']} pairs that may look the same were compared" in said.out
+    assert "looking for copies" not in said.err  # of so few
+
+    pairs = near.close_pairs
+    monkeypatch.setattr(near, "close_pairs", lambda looks, most, limit: pairs(looks, most, 2))
+    monkeypatch.setattr(problem_search, "_SHOWN", 1)
+    for quiet in (False, True):
+        config = PrepareConfig(kind="folder", source=photos, out=tmp_path / f"cut {quiet}", size=SIZE)
+        prepare(config, quiet=quiet)
+        said = capsys.readouterr()
+        near_entry = entry_of(config.out)["searched"]["near"]
+        assert near_entry["cut"] and near_entry["differing_bits"] < 7
+        candidates = near_entry["candidates"]
+        assert ("looking for copies: " in said.err) is not quiet
+        assert (f" of more than {candidates} pairs that may look the same" in said.out) is not quiet
+
+
 @pytest.mark.parametrize("store", ["raw", "jpeg"])
 def test_a_stopped_prepare_finds_the_same(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
@@ -193,6 +230,10 @@ def test_drawings_and_digits_that_are_only_alike_are_not_taken_for_copies(tmp_pa
     assert [counts["count"] for counts in entry_of(tmp_path / "digits")["counts"].values()] == [0, 0, 0, 0]
 
 
+def pairs_of(found: near.Close) -> set[tuple[int, int, int]]:
+    return set(zip(found.first.tolist(), found.second.tolist(), found.bits.tolist(), strict=True))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 7), st.integers(1, 400))
 def test_pairs_are_those_of_a_search_of_all(seed: int, most: int, count: int) -> None:
@@ -208,13 +249,32 @@ def test_pairs_are_those_of_a_search_of_all(seed: int, most: int, count: int) ->
         if (bits := int(looks[a] ^ looks[b]).bit_count()) <= most
     }
     found = near.close_pairs(looks, most, 1 << 20)
-    assert set(zip(*(part.tolist() for part in found), strict=True)) == wanted
+    assert pairs_of(found) == wanted
     limit = len(wanted) // 2
     fewer = near.close_pairs(looks, most, limit)
-    assert len(fewer.bits) <= limit
-    bar = max(fewer.bits.tolist(), default=0)
-    kept = set(zip(*(part.tolist() for part in fewer), strict=True))
-    assert kept == {pair for pair in wanted if pair[2] <= bar} or not kept
+    assert pairs_of(fewer) <= wanted and len(pairs_of(fewer)) == limit
+    assert sorted(fewer.bits.tolist()) == sorted(bits for _, _, bits in wanted)[:limit]
+    assert (found.most, found.cut) == (most, False)
+    assert (fewer.most, fewer.cut) == (
+        (max(fewer.bits.tolist(), default=0), True) if wanted else (most, False)
+    )
+
+
+def test_of_a_video_the_closest_pairs_are_kept_and_not_none() -> None:
+    random = np.random.default_rng(0)
+    scenes = np.repeat(random.integers(0, 1 << 64, 10, dtype=np.uint64), 150)
+    flips = np.uint64(1) << random.integers(0, 64, (1500, 2), dtype=np.uint64)
+    looks = np.unique(
+        scenes ^ flips[:, 0] ^ flips[:, 1]
+    )  # 2 bits from their scene, and 2 or 4 from each other
+    everything = near.close_pairs(looks, 3, 1 << 20)
+    assert len(everything.bits) > 6000 and everything.bits.min() == 2 and not everything.cut
+    found = near.close_pairs(looks, 3, 1500)  # is cut while it searches, and at its end
+    assert len(pairs_of(found)) == len(found.bits) == 1500 and pairs_of(found) <= pairs_of(everything)
+    assert (found.most, found.cut) == (2, True)
+    assert len(np.union1d(found.first, found.second)) > 0.8 * len(
+        looks
+    )  # and not the first looks with all theirs
 
 
 def test_many_copies_of_one_picture_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +296,19 @@ def test_marks_do_not_depend_on_the_batch_nor_on_the_layout(size: int) -> None:
     deviation = images[..., 1].reshape(37, -1).std(1)
     assert (marks["contrast"] <= deviation + 0.6).all()
     assert marks.dtype == MARK and (marks["width"] == 0).all()
+
+
+def test_likenesses_do_not_depend_on_how_the_pairs_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (9, 40, 50, 3), dtype=np.uint8)
+    images[8] = images[0] // 2
+    pairs = np.array([[0, 8], *np.random.default_rng(1).integers(0, 9, (39, 2)).tolist()])
+    monkeypatch.setattr(near, "_BLOCK", 7)
+    monkeypatch.setattr(near, "_KEPT", 5)
+    steps: list[int] = []
+    found = near.similarities(pairs, images.__getitem__, steps.append)
+    edges = np.stack([near.find_edges(image) for image in images])
+    assert np.allclose(found, (edges[pairs[:, 0]] * edges[pairs[:, 1]]).sum(1), atol=1e-6)
+    assert found[0] > 0.99 and sum(steps) == len(pairs) and len(steps) > 1
 
 
 def test_a_forest_joins_everything_with_the_first_pairs() -> None:
