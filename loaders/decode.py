@@ -4,7 +4,6 @@ import io
 import os
 
 import numpy as np
-from PIL import Image
 
 from fastdrpl.loaders.dataset import Split
 from fastdrpl.loaders.errors import DataError, UserError
@@ -69,6 +68,8 @@ def decode_row(split: Split, file: np.ndarray, row: int) -> np.ndarray:
         if nbytes != split.height * split.width * 3:
             raise _damaged(split, row, f"{nbytes} bytes")
         return np.asarray(file[start : start + nbytes]).reshape(shape)
+    from PIL import Image  # which raw pixels do not need
+
     try:
         with Image.open(io.BytesIO(file[start : start + nbytes].tobytes()), formats=["JPEG"]) as image:
             pixels = np.asarray(image.convert("RGB"))
