@@ -31,16 +31,24 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+_find_anew = inspect.findsource
+
+
 @functools.cache
-def _find_source(looked_up: Any, find: Any = inspect.findsource) -> tuple[Any, OSError | None]:
+def _find_source(looked_up: type) -> tuple[Any, OSError | None]:
     try:
-        return find(looked_up), None
+        return _find_anew(looked_up), None
     except OSError as error:
         return None, error
 
 
 def _find_source_once(looked_up: Any) -> Any:
-    """tyro looks up the source of every settings class each time it reads flags, which is most of what that takes."""
+    """tyro looks up the source of every settings class each time it reads flags, which is most of what that takes.
+
+    Only classes are remembered: frames and the like would be kept alive, or cannot be a key.
+    """
+    if not isinstance(looked_up, type):
+        return _find_anew(looked_up)
     found, error = _find_source(looked_up)
     if error is not None:
         raise error

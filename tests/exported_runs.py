@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from fastdrpl.export import Ensemble
+from fastdrpl.exports.card import write_card
 from fastdrpl.labels import Labels
 from fastdrpl.loaders.dataset import Dataset, open_dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
@@ -110,4 +111,5 @@ def make_finished_run(path: Path, data: Dataset, *, networks: int = 1, truth_kno
     result |= {"suspects": int((p_noisy >= 0.5).sum()), "accuracy": {"best": 0.81, "last": 0.8}}
     result |= {"noise_rate": 0.25 if truth_known else None, "test_may_be_wrong": True, "identity": identity}
     (path / "result.json").write_text(json.dumps(result))
+    write_card(path)
     return path

@@ -1,6 +1,8 @@
 """`fastdrpl export`: tables and the card as others read them, and what is refused without a trace."""
 
 import csv
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -10,7 +12,9 @@ from exported_runs import NAMES, make_data, make_finished_run
 from need import need
 
 from fastdrpl.cli import main
+from fastdrpl.errors import UserError
 from fastdrpl.exports import verb
+from fastdrpl.exports.places import new_folder
 from fastdrpl.loaders import extras
 from fastdrpl.loaders.dataset import open_dataset
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
@@ -136,6 +140,17 @@ def test_the_card_says_what_the_run_says(made, tmp_path):
     assert rows == ["| semi2 | 3 | 40 | 16 | 0.900 | 0.950 | - |"]
 
 
+def test_the_card_that_a_run_ends_with_is_renewed(run, tmp_path):
+    card = run / "export" / "card.md"
+    fresh = card.read_text(encoding="utf-8")
+    card.write_text("of an older version")
+    assert main(["export", str(run), "--to", "card"]) == 0
+    assert card.read_text(encoding="utf-8") == fresh
+    (tmp_path / "card.md").write_text("mine")  # anywhere else it is somebody's
+    assert main(["export", str(run), "--to", "card", "--out", str(tmp_path / "card.md")]) == 2
+    assert (tmp_path / "card.md").read_text() == "mine"
+
+
 def test_several_at_once_go_into_the_run_or_a_folder(run, tmp_path, capsys):
     assert main(["export", str(run), "--to", "csv", "cleanlab", "card"]) == 0
     assert {"labels.csv", "cleanlab.csv", "card.md"} <= files_in(run / "export")
@@ -201,6 +216,46 @@ def test_data_that_moved_are_asked_for(run, made, tmp_path, capsys, to):
     assert "--data" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*words, "--data", str(made.parent / "data")]) == 0
+
+
+def test_one_target_that_cannot_be_made_refuses_all(run, made, tmp_path, monkeypatch, capsys):
+    manifest, before = (run / "manifest.json").read_text(), files_in(run)
+    words = ["export", str(run), "--to", "csv"]
+    (run / "manifest.json").write_text(manifest.replace(str(made.parent / "data"), str(tmp_path / "gone")))
+    assert main([*words, "huggingface"]) == 2
+    monkeypatch.setattr(extras, "require", lambda module: None)
+    assert main([*words, "onnx", "--data", str(tmp_path / "gone")]) == 2  # it was named
+    monkeypatch.undo()
+    (run / "manifest.json").write_text(manifest)
+    capsys.readouterr()
+    monkeypatch.setattr(extras.importlib, "import_module", _without_onnx(extras.importlib.import_module))
+    assert main([*words, "huggingface", "onnx"]) == 2
+    assert "onnx is not installed" in capsys.readouterr().err
+    monkeypatch.undo()
+    (run / "export" / "model.safetensors").write_bytes(b"cut")
+    assert main([*words, "fiftyone"]) == 3
+    assert files_in(run) == before
+
+
+def test_a_folder_is_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    out, rename = tmp_path / "set", os.rename
+
+    def write(text):
+        with new_folder(out, {}) as folder:
+            (folder / "file").write_text(text)
+
+    write("older")
+
+    def fail(source, place):
+        if "-new-" in str(source):
+            raise OSError(errno.EIO, "the disk is gone")
+        rename(source, place)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match=r"disk is gone|Input/output"):
+        write("newer")
+    assert files_in(tmp_path) == {"set", "set/file", "set/fastdrpl.json"}
+    assert (out / "file").read_text() == "older"
 
 
 def test_a_missing_extra_is_named_with_the_line_that_installs_it(run, tmp_path, capsys, monkeypatch):

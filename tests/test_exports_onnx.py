@@ -100,6 +100,16 @@ def test_a_graph_that_says_something_else_is_not_written(exported, graph, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_that_says_nan_is_not_written(exported, graph, tmp_path, capsys):
+    weights = next(w for w in graph.graph.initializer if w.name.endswith("linear.bias"))
+    values = onnx.numpy_helper.to_array(weights) + np.float32([np.nan, 0, 0])
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    out = tmp_path / "nan.onnx"
+    assert main(["export", str(exported), "--to", "onnx", "--out", str(out)]) == 2
+    assert "differ by nan" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_data_noise_is_compared_and_that_is_said(exported, graph, data, tmp_path, capsys):
     moved = tmp_path / "run"
     shutil.copytree(exported, moved)

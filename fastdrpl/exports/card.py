@@ -8,6 +8,7 @@ from typing import Any
 
 from fastdrpl.calibration import Calibration, calibration_from
 from fastdrpl.config_file import read_table as read_toml
+from fastdrpl.exports.finished import Finished
 from fastdrpl.files import read_json, sha256_file, write_atomic
 from fastdrpl.folder import RunFolder
 from fastdrpl.loaders.printable import printable
@@ -22,9 +23,9 @@ def write_card(run: Path) -> None:
     write_atomic(RunFolder(run).export / CARD, render_card(run).encode())
 
 
-def export_card(run: Path, data: Path | None, out: Path) -> str:
+def export_card(run: Finished, out: Path) -> str:
     """The same, anywhere."""
-    write_atomic(out, render_card(run).encode())
+    write_atomic(out, render_card(run.folder.path).encode())
     return "model card"
 
 

@@ -8,23 +8,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fastdrpl.exports.finished import Finished
 from fastdrpl.exports.images import ImageFiles
 from fastdrpl.exports.places import new_folder
 from fastdrpl.files import write_json
 from fastdrpl.loaders.progress import Progress
-from fastdrpl.opening import open_run
-from fastdrpl.report.facts import read_facts
-from fastdrpl.report.table import read_table
 
 _STEP = 1000
 
 
-def write_fiftyone(run: Path, data: Path | None, out: Path) -> str:
+def write_fiftyone(run: Finished, out: Path) -> str:
     """A folder with metadata.json, samples.json and data/. Raises `UserError` or `DataError` where the data moved."""
-    opened, facts = open_run(run, data=data), read_facts(run)
+    opened, facts = run.opened, run.facts
     images = ImageFiles(opened.data.split("train"))
-    table = read_table(opened.folder.labels)
-    images.check(table["row"].to_numpy())
+    table = run.table
     names = list(opened.description["class_names"])
     classes = {"ground_truth": names, "prediction": names}
     about = {"run": facts.hash, "recipe": facts.recipe, "method": facts.method}

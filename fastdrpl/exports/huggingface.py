@@ -11,13 +11,12 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from fastdrpl.exports.finished import Finished
 from fastdrpl.exports.images import ImageFiles
 from fastdrpl.exports.places import new_folder
 from fastdrpl.files import write_atomic
 from fastdrpl.loaders.progress import Progress
-from fastdrpl.opening import open_run
-from fastdrpl.report.facts import RunFacts, read_facts
-from fastdrpl.report.table import read_table
+from fastdrpl.report.facts import RunFacts
 
 _SHARD = 256 << 20  # bytes of pixels in a shard, and in a row group: what is in memory at a time
 _GROUP = 16 << 20
@@ -39,13 +38,12 @@ _COLUMNS = {  # of the dataset, and where each stands in the table of labels
 _CLASSES = ("label", "suggested_label", "true_label")
 
 
-def write_huggingface(run: Path, data: Path | None, out: Path) -> str:
+def write_huggingface(run: Finished, out: Path) -> str:
     """A folder with data/train-*.parquet and README.md. Raises `UserError` or `DataError` where the data moved."""
-    opened, facts = open_run(run, data=data), read_facts(run)
+    opened, facts = run.opened, run.facts
     names = opened.description["class_names"]
     images = ImageFiles(opened.data.split("train"))
-    table = _columns(read_table(opened.folder.labels))
-    images.check(table["row"].to_numpy())
+    table = _columns(run.table)
     shards = max(1, -(-len(table) * images.bytes_each // _SHARD))
     bounds = np.linspace(0, len(table), shards + 1).round().astype(int)
     schema = _schema(table, names)

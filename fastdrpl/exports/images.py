@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from fastdrpl.loaders.dataset import Split
-from fastdrpl.loaders.decode import check_source_rows, decode_row, map_file
+from fastdrpl.loaders.decode import decode_row, map_file
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,6 @@ class ImageFiles:
         out = io.BytesIO()
         Image.fromarray(pixels).save(out, "PNG", compress_level=1)
         return out.getvalue()
-
-    def check(self, rows: np.ndarray) -> None:
-        """Raise `UserError` unless every one is a row of the split."""
-        check_source_rows(self.split, rows.astype(np.int64))
 
     @cached_property
     def _bytes(self) -> np.ndarray:

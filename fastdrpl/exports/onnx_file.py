@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from fastdrpl import __version__
 from fastdrpl.errors import DataError, UserError
+from fastdrpl.exports.finished import Finished
 from fastdrpl.files import write_atomic
 from fastdrpl.kernels.augment import centre, normalise
 from fastdrpl.kernels.crop import Crop
 from fastdrpl.loaders.decode import decode_row, map_file
 from fastdrpl.loaders.extras import require
-from fastdrpl.opening import OpenRun, open_run
-from fastdrpl.report.facts import read_facts
+from fastdrpl.opening import OpenRun
 
 _OPSET = 18
 _CHECKED = 64  # images that network and file must agree on
@@ -43,13 +43,12 @@ class _FromPixels(nn.Module):
         return logits, torch.softmax(logits / self.temperature, 1)
 
 
-def write_onnx(run: Path, data: Path | None, out: Path) -> str:
-    """One file. Raises `UserError` where the extra is missing (with the line that installs it) or the two differ."""
+def write_onnx(run: Finished, out: Path) -> str:
+    """One file. Raises `UserError` where it and the network differ."""
     onnx, runtime = require("onnx"), require("onnxruntime")
-    require("onnxscript")  # torch's exporter is written with it
-    opened = open_run(run, data=data)
+    opened = run.opened
     model = _exported(opened)
-    onnx.helper.set_model_props(model, _properties(opened, read_facts(run).hash))
+    onnx.helper.set_model_props(model, _properties(opened, run.facts.hash))
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     images, what = _images(opened)
@@ -125,7 +124,7 @@ def _compare(runtime: Any, content: bytes, opened: OpenRun, images: np.ndarray) 
     allowed = _TOLERANCE * (1 + np.abs(ours).max())
     top = np.sort(ours, 1)
     clear = np.ones(len(ours), bool) if ours.shape[1] < 2 else top[:, -1] - top[:, -2] > 2 * allowed
-    if apart.max() > allowed or (theirs.argmax(1) != ours.argmax(1))[clear].any():
+    if not apart.max() <= allowed or (theirs.argmax(1) != ours.argmax(1))[clear].any():
         raise UserError(
             f"the ONNX file and the network differ by {apart.max():.3g} in their logits; it was not written",
             where=str(opened.folder.export),

@@ -37,7 +37,8 @@ def check_place(out: Path, *, folder: bool, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(out: Path, made: dict[str, str]) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `out` when the block ends well; else nothing is left of it.
+    """A folder to fill, which takes the place of `out` when the block ends well; else nothing is left of it and
+    the folder that was there is there again.
 
     `made`: what goes into its mark. Raises `UserError` where it cannot be written.
     """
@@ -52,7 +53,12 @@ def new_folder(out: Path, made: dict[str, str]) -> Iterator[Path]:
             write_json(work / MARK, made)
             if out.exists():
                 os.rename(out, old)
-            os.rename(work, out)
+            try:
+                os.rename(work, out)
+            except OSError:
+                if old.exists():
+                    os.rename(old, out)
+                raise
             fsync_folder(out.absolute().parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -7,18 +7,18 @@ import pyarrow
 import pyarrow.compute
 
 from fastdrpl.errors import UserError
-from fastdrpl.folder import RunFolder
-from fastdrpl.report.table import read_table, write_table
+from fastdrpl.exports.finished import Finished
+from fastdrpl.report.table import write_table
 
 
-def write_csv(run: Path, data: Path | None, out: Path) -> str:
+def write_csv(run: Finished, out: Path) -> str:
     """Every column of labels.parquet, in its order. Raises `UserError` for a name that does not end in .csv."""
-    return _write(out, read_table(RunFolder(run).labels))
+    return _write(out, run.table)
 
 
-def write_cleanlab(run: Path, data: Path | None, out: Path) -> str:
+def write_cleanlab(run: Finished, out: Path) -> str:
     """index, file, then cleanlab's columns (those of `Datalab.get_issues("label")`)."""
-    return _write(out, cleanlab_table(read_table(RunFolder(run).labels)))
+    return _write(out, cleanlab_table(run.table))
 
 
 def cleanlab_table(table: pyarrow.Table) -> pyarrow.Table:

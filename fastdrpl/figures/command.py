@@ -79,7 +79,8 @@ class DoubtfulFigure:
     out: Path
     """Folder for doubtful.png, doubtful.svg and doubtful.csv."""
     classes: str = ""
-    """Names of classes, as cat,dog; a name with a comma in double quotes. Default: those with most suspects."""
+    """Names of classes, as cat,dog; a name with a comma in double quotes. Default: those of whose labels the largest
+    share is suspect."""
     count: int = 6
     """How many doubtful images of each class."""
     data: Path | None = None
