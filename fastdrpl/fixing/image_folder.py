@@ -63,7 +63,7 @@ def plan_folder(prepared: Prepared, final: Mapping[str, str | None]) -> Plan:
             if name not in folder_of:
                 raise DataError(
                     f"the folder of the class {name!r} is gone",
-                    where=printable(root),
+                    where=printable(str(root)),
                     fix="say with --source where the folder is that was prepared",
                 )
             moving.append((path, os.path.join(start, folder_of[name], rest)))
