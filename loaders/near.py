@@ -19,7 +19,7 @@ SIMILARITY = (
 SMALLEST = 16  # pixels: of smaller images, and of those enlarged from smaller ones, too many look alike
 BITS_OF_FEW, BITS_OF_MANY, FEW = 7, 3, 20_000  # differing bits; images up to which the first is affordable
 _WIDEST = 1024  # rows of one band that each row is compared with: more share it only among very many copies
-_BLOCK, _KEPT = 256, 2000  # pairs compared at a time; images whose edges are kept, of 24 KB each
+_BLOCK, _KEPT = 256, 500  # pairs compared at a time; images whose edges are kept, of 24 KB each
 _THUMB = 32  # pixels: what is smaller than a cell of such an image does not count
 _ONES = [
     np.uint64(n) for n in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F, 0x0101010101010101)

@@ -1,6 +1,7 @@
 """Looks for the problems of a set that is written: `find_problems`, in one pass over the marks of its images."""
 
 import bisect
+import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ COMPARED = 100_000  # pairs at most whose pixels are compared: 5 minutes of one 
 _SHOWN = 3000  # pairs from which on it is shown how the comparison gets on
 _LIKENESS_OF_SMALL = 0.99  # of images below TINY pixels: handwriting of 16 pixels is often alike up to 0.98
 
+_READS = 16  # images that are read before their pages are given back: each may map megabytes around it
+
 
 class Written:
     """All images of the written splits, numbered through; reads the few that are looked at."""
@@ -36,6 +39,7 @@ class Written:
         self.marks = np.concatenate([np.frombuffer(finished[name].marks, MARK) for name in self.names])
         self.valid = np.ones(len(self.labels), bool)
         self._files: list[tuple[Split, np.ndarray]] = []
+        self._reads = 0
         for start, name in zip(self._starts, self.names, strict=False):
             bad = [row for row, _ in finished[name].bad]
             self.valid[start : start + len(source.parts[name].labels)][bad] = False
@@ -51,15 +55,26 @@ class Written:
 
     def stored(self, row: int) -> bytes:
         """The bytes of an image as they are stored."""
-        number, row = self.place(row)
-        split, file = self._files[number]
+        split, file, row = self._file_of(row)
         start = int(split.offset[row])
         return file[start : start + int(split.nbytes[row])].tobytes()
 
     def pixels(self, row: int) -> np.ndarray:
         """(height, width, 3) uint8."""
+        return decode_row(*self._file_of(row))
+
+    def _file_of(self, row: int) -> tuple[Split, np.ndarray, int]:
+        """The split of an image, its mapped file, and the row in it.
+
+        Now and then the pages that have been read are given back: they would count as memory of this process.
+        """
+        self._reads += 1
+        if self._reads % _READS == 0:
+            for _, file in self._files:
+                if isinstance(file, np.memmap):
+                    file._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         number, row = self.place(row)
-        return decode_row(*self._files[number], row)
+        return *self._files[number], row
 
     def image(self, row: int) -> Image:
         """What is said of an image."""

@@ -106,9 +106,12 @@ def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert remove_leftovers(tmp_path / "none") == []
 
 
+LARGE = torch.zeros(1 << 16)  # made here: a forked child may not start the threads that its parent has
+
+
 def _assert_refused_and_intact(folder: Path) -> UserError:
     with pytest.raises(UserError) as caught:
-        write_checkpoint(folder, "00000001", {"t": torch.zeros(1 << 16)}, {}, identity=IDENTITY)
+        write_checkpoint(folder, "00000001", {"t": LARGE}, {}, identity=IDENTITY)
     assert caught.value.exit_code == 2 and not isinstance(caught.value, DataError)
     assert caught.value.where == str(folder / "00000001") and caught.value.fix
     assert [path.name for path in folder.iterdir()] == ["00000000"], "something was left behind"
