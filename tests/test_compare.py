@@ -147,7 +147,7 @@ def start(file, *words):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_every_cell_and_the_same_command_goes_on(tmp_path, number):
     epochs = 100
     text = TINY.replace('"ce", "drpl"', '"ce"').replace("seeds = [1]", "seeds = [1, 2, 3]")

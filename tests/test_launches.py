@@ -56,7 +56,13 @@ def launch(words: list[str], run: Path) -> dict:
     return json.loads((run / "result.json").read_text())
 
 
-@pytest.fixture(params=BACK_ENDS)
+def back_ends(*quick: str) -> pytest.MarkDecorator:
+    """Every back end; those that are not `quick` are slow, for another data set has them quick."""
+    each = [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in BACK_ENDS]
+    return pytest.mark.parametrize("loader_flags", each, indirect=True)
+
+
+@pytest.fixture
 def loader_flags(request: pytest.FixtureRequest) -> list[str]:
     library = {"ffcv": "ffcv", "dali": "nvidia.dali", "shards": "nvidia.dali"}.get(request.param)
     if library:
@@ -74,6 +80,7 @@ def imagenet64(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "data"
 
 
+@back_ends("resident", "ffcv", "shards")
 def test_imagenet64(imagenet64: Path, tmp_path: Path, loader_flags: list[str]) -> None:
     noise = ["--noise.kind", "uniform_ood", "--noise.ratio", "0.4", "--noise.exact", "global"]
     limits = ["--limit", "200", "--limit_test", "30"]
@@ -119,6 +126,7 @@ def webvision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "data"
 
 
+@back_ends("worker", "dali")
 def test_webvision(webvision: Path, tmp_path: Path, loader_flags: list[str]) -> None:
     words = ["webvision", "--data", str(webvision), "--augment.size", "56", *loader_flags]
     result = launch(words, tmp_path / "run")
