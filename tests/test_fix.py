@@ -29,11 +29,7 @@ SUSPECTS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Prepared from a folder of three classes of five photos."""
-    folder = tmp_path_factory.mktemp("made")
-    for number in range(15):
-        fix_cases.paint(folder / "photos" / NAMES[number // 5] / f"{number}.png", number // 5, number)
-    return fix_cases.prepare("folder", folder / "photos", folder / "data")
+    return fix_cases.prepare_photos(tmp_path_factory.mktemp("made"), NAMES)
 
 
 @pytest.fixture
