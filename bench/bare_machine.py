@@ -1,7 +1,7 @@
 """A virtual environment with what a GPU machine has and nothing else: `python bench/bare_machine.py FOLDER`.
 
-The distributions that bench/gpu-machine.txt names are linked from the environment of the Python that runs this. What is not
-named there cannot be imported: a rehearsal fails where it would fail on the machine.
+The distributions that bench/gpu-machine.txt names are linked from the environment of the Python that runs this. What
+is not named there cannot be imported: a rehearsal fails where it would fail on the machine.
 """
 
 import fnmatch

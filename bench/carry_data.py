@@ -64,7 +64,9 @@ def _join(file: Path, out: Path) -> Path:
         if not part.exists() or hashlib.sha256(part.read_bytes()).hexdigest() != listed[part.name]
     ]
     if bad:
-        raise Missing(f"{file.stem}: {len(parts) - len(bad)} of {len(parts)} parts are here; {', '.join(bad)}")
+        raise Missing(
+            f"{file.stem}: {len(parts) - len(bad)} of {len(parts)} parts are here; {', '.join(bad)}"
+        )
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     with tarfile.open(fileobj=_Chain(parts), mode="r|") as tar:  # type: ignore[arg-type]
@@ -94,7 +96,9 @@ class _Chain:
 
 def main() -> int:
     """Split or join."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("split", "join"))
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
@@ -102,7 +106,9 @@ def main() -> int:
     words = parser.parse_args()
     if words.what == "split":
         parts = split(words.source, words.out, words.largest)
-        print(f"{len(parts)} parts of at most {words.largest:,} bytes in {words.out}; carry {words.source.name}.json too")
+        print(
+            f"{len(parts)} parts of at most {words.largest:,} bytes and {words.source.name}.json in {words.out}"
+        )
         return 0
     try:
         print(f"here: {', '.join(map(str, join(words.source, words.out)))}")

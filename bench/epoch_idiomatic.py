@@ -5,8 +5,6 @@ ours draws one for each image), autocast to bf16 where the processor has it, cha
 from the device within an epoch, and torch.compile on the network with its loss. No tracking and no test pass.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +12,9 @@ from torchvision.transforms import v2
 
 from bench.epoch_data import AVERAGE, DECAY, ENTROPY, MOMENTUM, PRIOR, REDRAW, Peer
 from bench.epoch_ours import wait_for
+from fastdrpl.machine import cpu_computes_bf16
 from fastdrpl.models import build_model
-
-NARROWEST = 16  # channels with which channels_last convolutions are sound on a CPU (torch 2.13 to 2.15)
+from fastdrpl.models.layout import choose_layout
 
 
 class Idiomatic:
@@ -24,10 +22,8 @@ class Idiomatic:
 
     def __init__(self, peer: Peer, *, bf16: bool, compiled: str | None):
         self.peer, self.bf16, device = peer, bf16, peer.device
-        self.layout = torch.contiguous_format
-        if device.type == "cuda" or peer.width >= NARROWEST:
-            self.layout = torch.channels_last
         network = build_model("preact_resnet18", peer.classes, peer.width, peer.seed)
+        self.layout = choose_layout(network, device)  # where channels_last is sound
         self.network = network.to(device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimiser = torch.optim.SGD(
             self.network.parameters(), lr=peer.rate, momentum=MOMENTUM, weight_decay=DECAY, fused=True
@@ -116,5 +112,4 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the processor computes bf16 itself."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    info = Path("/proc/cpuinfo")
-    return info.exists() and bool({"avx512_bf16", "amx_bf16"} & set(info.read_text().split()))
+    return cpu_computes_bf16()

@@ -1,4 +1,4 @@
-"""Whether everything that a GPU machine will run can be imported, and what that machine is: `python bench/gpu_smoke.py`."""
+"""Whether all that a GPU machine will run can be imported, and what it is: `python bench/gpu_smoke.py`."""
 
 import importlib
 import importlib.util
@@ -13,7 +13,8 @@ import torch
 import fastdrpl
 from bench.rows import describe_code, describe_machine
 
-OPTIONAL = ("ffcv", "nvidia.dali", "datasets", "webdataset")  # extras whose modules are left out where they are not
+# Extras whose modules are left out where they are not.
+OPTIONAL = ("ffcv", "nvidia.dali", "datasets", "webdataset")
 
 
 def import_everything() -> tuple[int, list[str]]:

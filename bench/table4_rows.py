@@ -1,7 +1,7 @@
-"""The finished cells of a grid as rows, the paper's number beside ours. `python bench/table4_rows.py [GRID] [--out DIR]`.
+"""The finished cells of a grid as rows, the paper's number beside ours. `python bench/table4_rows.py`.
 
-GRID is what `fastdrpl compare` was given (default: table4), `--out` the folder it was given, if it was. A cell that has its
-row already, of the same run, gets no second one. Rows go to bench/results/table4.jsonl or to `--rows`.
+It is told what `fastdrpl compare` was told: the grid (default: table4) and `--out`, if that was given. A run that has
+its row already gets no second one. Rows go to bench/results/table4.jsonl or to `--rows`.
 """
 
 import argparse
