@@ -145,7 +145,7 @@ def test_what_is_freed_is_kept_for_the_next_step() -> None:
         how: int(subprocess.run([sys.executable, "-c", FILL, how], capture_output=True, check=True).stdout)
         for how in ("kept", "given back")
     }
-    assert faults["kept"] < 5_000 < 100_000 < faults["given back"], faults
+    assert faults["kept"] < 30_000 < 200_000 < faults["given back"], faults
 
 
 def test_the_batch_of_passes_that_look() -> None:
