@@ -105,7 +105,8 @@ class Ours:
         self.loop = Loop(
             self.state, begun.train.labels, self.eyes, self.test_eyes, self.test_label, StopRequest()
         )
-        self.loop._begin(self.stage)
+        with self._stream():
+            self.loop._begin(self.stage)
         self.state.position.epoch = FIRST
         self.pace = Steps(
             run,
@@ -139,9 +140,14 @@ class Ours:
 
     def epoch(self) -> None:
         """The next epoch, until the device is done with it."""
-        with _quiet():
+        with _quiet(), self._stream():
             self.loop._epoch(self.stage, self.pace)
         wait_for(self.machine.device)
+
+    def _stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Where a run whose steps are recorded does everything."""
+        runner = getattr(self.loop, "_runner", None)
+        return contextlib.nullcontext() if runner is None else runner.stream()
 
     def losses(self, steps: int) -> list[float]:
         """The mean loss of each of the next steps, in as many epochs as that takes."""

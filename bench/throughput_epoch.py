@@ -16,6 +16,7 @@ Images are random, unless --data names a prepared dataset; there is one test ima
 
 `--profile` adds the 15 largest parts of our epoch; `--losses 200` compares the losses of so many steps in bf16 with
 those in fp32 and measures nothing; `--quick` is a rehearsal: few images, a narrow network, one turn.
+What a run sets for its process (how threads wait, that freed memory is kept) holds for all sides.
 Rows go to bench/results/throughput_epoch.jsonl or to `--out`.
 """
 
@@ -30,6 +31,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
+
+from fastdrpl.spinning import spin_briefly
+
+spin_briefly()  # as the command line does, before torch starts its threads
 
 import numpy as np
 import torch
