@@ -12,13 +12,13 @@
 #
 # PYTHON says which Python, PART_SECONDS how long a part may take (550), FASTDRPL_COMMIT which commit the files are.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 parts=(smoke tests_augment tests_loss_head tests_rest parity epochs_relabel epochs_semi epochs_512 epochs_64 losses
     kernels_loss kernels_pad kernels_resized mixture data cifar10 cells table4 memcheck racecheck)
 cells=("nonuniform 0.4" "uniform 0.4" "uniform 0.2" "none 0")
 tiny_run=() # flags that make a run small
 
-usage() { sed -n '2,5p' "${BASH_SOURCE[0]}" | cut -c3-; printf 'Parts: %s\n' "${parts[*]}"; exit 2; }
+usage() { sed -n 2p "$root/bench/on_a_gpu.sh" | cut -c3-; printf 'Parts: %s\n' "${parts[*]}"; exit 2; }
 
 out='' asked=() rehearse=0 synthetic=0 only=''
 while (($#)); do
@@ -36,11 +36,11 @@ for name in "${asked[@]}"; do
     [[ " ${parts[*]} " == *" $name "* ]] || { echo "no part $name" >&2; usage; }
 done
 mkdir -p "$out"
+cd "$root" || exit
 
 export PYTHON=${PYTHON:-python3} PART_SECONDS=${PART_SECONDS:-550}
 export FASTDRPL_STATE=${FASTDRPL_STATE:-${TMPDIR:-/tmp}/fastdrpl-gpu}
 site=$FASTDRPL_STATE/site device=cuda
-mkdir -p "$FASTDRPL_STATE"
 
 # --- A rehearsal: the same script, in a copy of the tree, in an environment of its own.
 if ((rehearse)) && [[ -z ${FASTDRPL_REHEARSED:-} ]]; then
@@ -55,6 +55,7 @@ if ((rehearse)) && [[ -z ${FASTDRPL_REHEARSED:-} ]]; then
     exit
 fi
 ((rehearse)) && device=cpu
+mkdir -p "$FASTDRPL_STATE"
 
 # --- What the parts are made of.
 pytest() { "$PYTHON" -m pytest -q -p no:cacheprovider "$@"; }
