@@ -10,7 +10,7 @@ sides an epoch each in alternating turns in one process, after a warm-up epoch t
   ours, whole epoch   the same with the test pass that a run makes after each epoch (tracking: at a stage's end only)
   bare loop           forward, backward and SGD on one batch, in the same precision and memory layout
   reference           what the published code does in an epoch (bench/epoch_reference.py)
-  reference, training its training alone
+  reference, training its training alone (where --sides has the word training)
   plain torch ...     resident data, transforms v2, autocast, channels_last, fused SGD (bench/epoch_idiomatic.py)
 Images are random, unless --data names a prepared dataset; there is one test image for five training images.
 
@@ -25,12 +25,13 @@ import functools
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
 
 from fastdrpl.spinning import spin_briefly
 
@@ -53,6 +54,7 @@ TEST_SHARE = 5  # training images for each test image, as in CIFAR
 CPU_IMAGES = {16: 4_096, 64: 512}
 GPU_IMAGES = {32: 49_664, 64: 24_576}
 COMPILED = {"cpu": ("default",), "cuda": ("reduce-overhead", "max-autotune")}
+EXTRA = "reference, training"
 WHOLE = ("ours, whole epoch", "reference")  # sides that do more than to train
 
 
@@ -84,6 +86,7 @@ def sides_of(
         mode=words.mode,
         limit=words.limit,
     )
+    torch.compiler.reset()  # it compiles a function anew for a few cases only
     ours = Ours(config(), folder / "ours", case.task)
     peer, device = peer_of(ours), ours.machine.device
     bf16 = has_bf16(device) and words.precision != "fp32"
@@ -92,17 +95,20 @@ def sides_of(
         "ours, whole epoch": lambda: Ours(config(test_every=1), folder / "whole", case.task).epoch,
         "bare loop": lambda: bare_loop(ours, peer),
         "reference": lambda: Reference(peer, words.workers).epoch,
-        "reference, training": lambda: Reference(peer, words.workers, everything=False).epoch,
+        EXTRA: lambda: Reference(peer, words.workers, everything=False).epoch,
         "plain torch": lambda: Idiomatic(peer, bf16=bf16, compiled=None).epoch,
     }
     for how in COMPILED[device.type]:
         made[f"plain torch, compiled ({how})"] = lambda how=how: (
             Idiomatic(peer, bf16=bf16, compiled=how).epoch
         )
-    chosen = (
-        [name for name in made if any(word in name for word in words.sides)] if words.sides else list(made)
-    )
-    return ours, peer, {name: made[name] for name in made if name in ("ours", *chosen)}
+    return ours, peer, {name: make for name, make in made.items() if _is_wanted(name, words.sides)}
+
+
+def _is_wanted(name: str, words: Sequence[str]) -> bool:
+    if name == EXTRA:
+        return "training" in words
+    return name == "ours" or not words or any(word in name for word in words)
 
 
 def compare(case: Case, data: Path, folder: Path, words: argparse.Namespace) -> None:
@@ -276,7 +282,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--widths", nargs="+", type=int, help="default: 16 and 64 on a CPU, 64 on a GPU")
     parser.add_argument("--sizes", nargs="+", type=int, help="default: 32 on a CPU, 32 and 64 on a GPU")
     parser.add_argument("--batches", nargs="+", type=int, help="default: 128 on a CPU, 128 and 512 on a GPU")
-    parser.add_argument("--sides", nargs="+", help="sides whose name has one of these words; ours always")
+    parser.add_argument(
+        "--sides", nargs="+", default=(), help="sides whose name has one of these words; ours always"
+    )
     parser.add_argument("--precision", default="auto", help="of ours (and, if fp32, of plain torch)")
     parser.add_argument("--mode", default="", help="of ours: eager, compiled, captured")
     parser.add_argument("--workers", type=int, default=0, help="of the reference; 0 = one a core, 8 at most")

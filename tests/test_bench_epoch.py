@@ -15,6 +15,7 @@ from bench.epoch_limits import flops_of
 from bench.epoch_ours import FIRST, Ours, config_of
 from bench.epoch_reference import Reference
 from bench.synthetic import write_dataset
+from bench.throughput_epoch import _is_wanted
 from fastdrpl.config import AugmentConfig
 from fastdrpl.kernels.mixup import partners
 from fastdrpl.loaders.order import Order, Purpose
@@ -126,6 +127,17 @@ def test_the_bare_loop_takes_as_many_steps_and_the_work_is_counted(
     assert flops_of(dataclasses.replace(full, task="relabel")) == pytest.approx(3.3290e9, rel=1e-4)
     assert flops_of(full) == pytest.approx(3.3290e9 + 1.1108e9, rel=1e-4)
     ours.close()
+
+
+def test_sides_are_chosen_by_words() -> None:
+    names = ("ours", "ours, whole epoch", "bare loop", "reference", "reference, training", "plain torch")
+    for words, wanted in (
+        ((), {0, 1, 2, 3, 5}),
+        (("bare", "plain"), {0, 2, 5}),
+        (("reference",), {0, 3}),
+        (("training",), {0, 4}),
+    ):
+        assert {k for k, name in enumerate(names) if _is_wanted(name, words)} == wanted
 
 
 def test_losses_are_those_of_single_steps(data: Path, tmp_path: Path) -> None:
