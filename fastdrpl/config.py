@@ -97,6 +97,9 @@ class EngineConfig:
     eval_batch: int = setting(0, within=COUNT)
     """Global batch size of passes that do not train; 0 = what suits a CPU's cache or fills a GPU. Resolved once, and
     kept when a run continues."""
+    forwards: Literal["apart", "joined"] = "apart"
+    """joined = the two forward passes of a semi-supervised step go through each convolution in one call; same up to
+    rounding."""
     sync_bn: bool = False
     """Batch normalisation over all ranks (CUDA only)."""
 
