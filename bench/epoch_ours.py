@@ -37,21 +37,13 @@ def config_of(
     *,
     width: int,
     batch_size: int,
-    device: str = "auto",
-    threads: int = 0,
-    precision: str = "auto",
-    mode: str = "",
     test_every: int = 0,
     limit: int = 0,
     augment: AugmentConfig | None = None,
+    **engine: Any,
 ) -> Config:
-    """DRPL with the numbers of CIFAR-10, in a schedule without an end. `mode` where the engine has modes."""
+    """DRPL with the numbers of CIFAR-10, in a schedule without an end. `engine`: fields of `EngineConfig`."""
     config = recipe_named("cifar10").config_for("drpl")
-    engine: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
-    if mode:
-        if "mode" not in {item.name for item in dataclasses.fields(EngineConfig)}:
-            raise SystemExit(f"--mode {mode}: this version has one mode")
-        engine["mode"] = mode
     drpl = dataclasses.replace(config.drpl, relabel=LONG, semi1=LONG, given_epochs=1)  # type: ignore[attr-defined]
     return dataclasses.replace(
         config,

@@ -7,7 +7,8 @@ torch.compile reach, and on a GPU at least 1.5 times as fast.
 Each stage (relabel: one forward pass a step; semi: two) at each width, image size and batch size is one comparison, its
 sides an epoch each in alternating turns in one process, after a warm-up epoch that does not count:
   ours                training as a run does it: loader, augmentation, label store, meter, journal
-  ours, whole epoch   the same with the test pass that a run makes after each epoch (tracking: at a stage's end only)
+  ours, joined        the same with both forward passes of a step as one (semi only)
+  ours, whole epoch   ours with the test pass that a run makes after each epoch (tracking: at a stage's end only)
   bare loop           forward, backward and SGD on one batch, in the same precision and memory layout
   reference           what the published code does in an epoch (bench/epoch_reference.py)
   reference, training its training alone (where --sides has the word training)
@@ -71,6 +72,12 @@ class Case:
         return f"{self.task}, width {self.width}, {self.size}x{self.size}, batch {self.batch_size}"
 
 
+def engine_of(words: argparse.Namespace) -> dict[str, Any]:
+    """The settings of our engine that the command line gives."""
+    given = {name: getattr(words, name) for name in ("mode", "forwards") if getattr(words, name)}
+    return {"device": words.device, "threads": words.threads, "precision": words.precision, **given}
+
+
 def sides_of(
     case: Case, data: Path, folder: Path, words: argparse.Namespace
 ) -> tuple[Ours, Peer, dict[str, Any]]:
@@ -80,18 +87,17 @@ def sides_of(
         data,
         width=case.width,
         batch_size=case.batch_size,
-        device=words.device,
-        threads=words.threads,
-        precision=words.precision,
-        mode=words.mode,
         limit=words.limit,
+        **engine_of(words),
     )
     torch.compiler.reset()  # it compiles a function anew for a few cases only
     ours = Ours(config(), folder / "ours", case.task)
     peer, device = peer_of(ours), ours.machine.device
     bf16 = has_bf16(device) and words.precision != "fp32"
-    made: dict[str, Callable[[], Callable[[], object]]] = {
-        "ours": lambda: ours.epoch,
+    made: dict[str, Callable[[], Callable[[], object]]] = {"ours": lambda: ours.epoch}
+    if case.task == "semi" and "forwards" not in engine_of(words):
+        made["ours, joined"] = lambda: Ours(config(forwards="joined"), folder / "joined", case.task).epoch
+    made |= {
         "ours, whole epoch": lambda: Ours(config(test_every=1), folder / "whole", case.task).epoch,
         "bare loop": lambda: bare_loop(ours, peer),
         "reference": lambda: Reference(peer, words.workers).epoch,
@@ -212,16 +218,8 @@ def compare_losses(case: Case, data: Path, folder: Path, words: argparse.Namespa
     """The losses of the same steps in fp32 and in bf16, from the same weights."""
     found, took = {}, {}
     for precision in ("fp32", "bf16"):
-        config = config_of(
-            data,
-            width=case.width,
-            batch_size=case.batch_size,
-            device=words.device,
-            threads=words.threads,
-            precision=precision,
-            mode=words.mode,
-            limit=words.limit,
-        )
+        engine = engine_of(words) | {"precision": precision}
+        config = config_of(data, width=case.width, batch_size=case.batch_size, limit=words.limit, **engine)
         ours = Ours(config, folder / precision, case.task)
         run = functools.partial(ours.losses, words.losses)
         took[precision] = measure_in_turns(
@@ -287,6 +285,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--precision", default="auto", help="of ours (and, if fp32, of plain torch)")
     parser.add_argument("--mode", default="", help="of ours: eager, compiled, captured")
+    parser.add_argument("--forwards", default="", help="of ours: apart, joined")
     parser.add_argument("--workers", type=int, default=0, help="of the reference; 0 = one a core, 8 at most")
     parser.add_argument("--threads", type=int, default=0, help="of torch on a CPU; 0 = one a core")
     parser.add_argument("--turns", type=int, default=TURNS)
