@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
 from fastdrpl.beginning import open_beginning, write_beginning
 from fastdrpl.config import AugmentConfig, Config, EngineConfig, ModelConfig
 from fastdrpl.folder import RunFolder
+from fastdrpl.loaders.order import Order, Purpose
 from fastdrpl.loop import Loop
 from fastdrpl.machine import build_machine
 from fastdrpl.metrics import Metrics
@@ -124,6 +126,12 @@ class Ours:
     def images(self) -> int:
         """Of an epoch."""
         return self.eyes.samples
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        pass_ = self.state.pass_(FIRST, Purpose.train)
+        return len(Order(np.arange(self.images), self.state.config.batch_size, pass_, shuffle=False))
 
     def describe(self) -> str:
         """How it computes: mode and precision."""

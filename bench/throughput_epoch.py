@@ -126,12 +126,16 @@ def compare(case: Case, data: Path, folder: Path, words: argparse.Namespace) -> 
     seconds = measure_in_turns(sides, warmup=WARMUP, repeats=words.turns)
     print(f"\n{case}: {ours.images:,} + {len(peer.test_label):,} images, ours is {ours.describe()}; medians")
     print(f"{flops / 1e9:.3f} GFLOP an image; a matrix product runs at {rate / 1e9:,.0f} GFLOP/s here")
-    print(f"  {'':<38}{'s/epoch':>9}{'images/s':>10}{'% of bare':>11}{'% of limit':>11}{'ours is':>9}")
+    print(
+        f"  {'':<38}{'s/epoch':>9}{'ms/step':>10}{'images/s':>10}{'% of bare':>11}{'% of limit':>11}{'ours is':>9}"
+    )
     for name in sides:
         row = _row(name, case, ours, seconds, flops, rate, limit, words)
         bare, most = row["percent_of_bare"], row["percent_of_limit"]
+        step = "" if name in WHOLE else f"{1e3 * row['seconds_per_step']:.2f}"
         print(
-            f"  {name:<38}{row['p50']:>9.3f}{row['images_per_second']:>10,.0f}"
+            f"  {name:<38}{row['p50']:>9.3f}{step:>10}"
+            f"{row['images_per_second']:>10,.0f}"
             f"{'' if bare is None else f'{bare:.1f}':>11}{'' if most is None else f'{most:.1f}':>11}"
             f"{row['ratio_to_ours']:>8.2f}x",
             flush=True,
@@ -169,6 +173,7 @@ def _row(
         mode=ours.machine.describe()["mode"],
         data="random" if words.data is None else str(words.data),
         workers=words.workers if name.startswith("reference") else 0,
+        seconds_per_step=took / ours.steps,
         images_per_second=round(ours.images / took, 1),
         flops_per_image=flops,
         product_flops_per_second=rate,
