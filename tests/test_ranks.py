@@ -25,6 +25,7 @@ from fastdrpl.loaders.resident import ResidentLoader
 from fastdrpl.machine import build_machine
 from fastdrpl.methods.drpl import Relabel
 from fastdrpl.pixels import Transform
+from fastdrpl.runner import StepRunner
 from fastdrpl.stages import Look
 from fastdrpl.steps import StepInputs
 from fastdrpl.store import LabelStore
@@ -75,6 +76,7 @@ def steps(folder: str) -> None:
             rounds,
             inputs,
             pass_,
+            run=StepRunner(machine),
             start_step=0,
             after_step=lambda done, images: seen.append(images),
         )
