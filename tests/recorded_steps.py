@@ -52,14 +52,13 @@ class CpuGraphs:
 
     def __init__(self):
         self.recordings = 0
-        self.networks = []  # whose parameters, with the optimiser's state, a recording must not change
 
     def stream(self):
         return contextlib.nullcontext()
 
     def record(self, work):
         tape: list[tuple[Any, tuple, dict, list[Tensor]]] = []
-        learners, _, store, _, inputs = work.args[:5]
+        learners, _, store = work.args[:3]
         state = [
             *(value for network in learners.networks for value in network.state_dict().values()),
             *(value["momentum_buffer"] for value in learners.sgd.state.values()),

@@ -7,13 +7,110 @@ import pytest
 import torch
 import toy
 from recorded_steps import CpuGraphs
+from tiny_training import RELABEL, SEMI, Training
 
 from fastdrpl.cli import parse_training
-from fastdrpl.errors import PreemptedError
+from fastdrpl.errors import PreemptedError, UserError
+from fastdrpl.kernels.loss_head import Regulariser
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.prepare import PrepareConfig, prepare
+from fastdrpl.methods.drpl import Relabel
 from fastdrpl.modes import Ladder
 from fastdrpl.run import run
+from fastdrpl.runner import WARM_UP
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiles(monkeypatch):
+    """What a C++ compiler makes is no torch operation, so the recorder here would not see it."""
+    monkeypatch.setattr("fastdrpl.learners.put_compiled", lambda *given: None)
+
+
+def both(objective, epochs=2, **named):
+    """The same epochs in captured and in eager mode."""
+    captured, eager = Training(Ladder("captured"), objective, **named), Training(Ladder(), objective, **named)
+    for number in range(1, epochs + 1):
+        assert captured.epoch(number) == eager.epoch(number)
+    return captured, eager
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("objective", [RELABEL, SEMI], ids=["relabel", "semi"])
+def test_replayed_steps_have_the_bits_of_single_ones(objective, moving):
+    captured, eager = both(objective, moving=moving)
+    assert captured.runner.captures == 1 and captured.graphs.recordings == 1
+    assert eager.runner.captures == 0
+    assert captured.runner.replays == 2 * 5 - WARM_UP, "all steps but the first three and the tails"
+    assert toy.differing(captured.numbers(), eager.numbers()) == []
+    assert captured.addresses[WARM_UP:] == [captured.addresses[WARM_UP]] * (len(captured.addresses) - WARM_UP)
+
+
+def test_another_epoch_is_not_the_same_numbers_again():
+    """The comparison above can fail."""
+    captured, eager = Training(Ladder("captured"), SEMI), Training(Ladder(), SEMI)
+    captured.epoch(1), captured.epoch(2)
+    eager.epoch(1), eager.epoch(3)
+    assert toy.differing(captured.numbers(), eager.numbers())
+
+
+def test_what_moves_in_memory_is_recorded_anew():
+    captured, eager = both(RELABEL, epochs=1)
+
+    def change(training, what):
+        if what == "store":
+            training.store.put("target", training.store["target"].double())
+            training.store.put("target", training.store["target"].float())
+        elif what == "load":
+            columns = {name: value.clone() for name, value in training.store.state().items()}
+            training.store.load(columns)
+        elif what == "slots":
+            training.inputs.begin_epoch(1, 3, 40, None)
+        elif what == "meter":
+            training.learners.meter.reserve(500)
+        else:
+            training.new_learners()
+
+    for number, what in enumerate(("store", "load", "slots", "meter", "learners"), 2):
+        recorded = captured.graphs.recordings
+        for training in (captured, eager):
+            change(training, what)
+        assert captured.epoch(number) == eager.epoch(number), what
+        assert captured.graphs.recordings == recorded + 1, what
+        assert toy.differing(captured.numbers(), eager.numbers()) == [], what
+    recorded = captured.graphs.recordings
+    assert captured.epoch(8) == eager.epoch(8)
+    assert captured.graphs.recordings == recorded, "nothing moved"
+
+
+class Reads(Relabel):
+    """Asks the device for a number in each step, as no objective may."""
+
+    def loss(self, step):
+        step.number.add(0).item()
+        return super().loss(step)
+
+
+def test_a_step_that_cannot_be_recorded_steps_down_and_says_why():
+    objective, told = Reads(Regulariser(0.8, 0.4), 1, 2), []
+    captured = Training(Ladder("captured", say=told.append), objective)
+    eager = Training(Ladder(), objective)
+    for number in (1, 2):
+        assert captured.epoch(number) == eager.epoch(number)
+    assert captured.machine.describe()["mode"] == "compiled"
+    assert len(told) == 1
+    assert "a step cannot be recorded: RuntimeError: aten._local_scalar_dense" in told[0]
+    assert captured.machine.describe()["mode_reasons"][0] in told[0]
+    assert toy.differing(captured.numbers(), eager.numbers()) == []
+
+
+def test_a_step_that_cannot_be_recorded_ends_a_run_that_asked_for_it():
+    captured = Training(Ladder("captured", named=True), Reads(Regulariser(0.8, 0.4), 1, 2))
+    with pytest.raises(UserError, match=r"--engine.mode captured cannot be had: a step cannot be recorded"):
+        captured.epoch(1)
+    assert captured.runner.replays == 0
+
+
+# --- whole runs ---
 
 COMMON = [
     *("digits", "--limit", "140", "--limit_test", "20", "--batch_size", "16", "--model.width", "4"),
@@ -51,7 +148,6 @@ def graphs(monkeypatch):
 
     monkeypatch.setattr("fastdrpl.runner.CudaGraphs", on_cpu)
     monkeypatch.setattr("fastdrpl.machine.build_ladder", lambda *given, **named: Ladder("captured"))
-    monkeypatch.setattr("fastdrpl.learners.put_compiled", lambda *given: None)
     monkeypatch.setattr(Learners, "rehearse", lambda *given: None)
     monkeypatch.setattr("fastdrpl.evidence.draw_histogram", lambda *given, **named: None)
     return made
