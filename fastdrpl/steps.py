@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdrpl.kernels.loss_head import Share
+from fastdrpl.kernels.streams import WORDS
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.pixels import Augmented, Transform
@@ -51,11 +52,13 @@ class StepInputs:
         self.epoch.fill_(epoch)
         if len(self.slots) < walks or len(self.slots[0].rows) < batch:
             self.slots = [
-                Slot(*(torch.zeros(n, dtype=torch.int64, device=self.device) for n in (batch, batch, 5)))
-                for _ in range(walks)
+                Slot(self._numbers(batch), self._numbers(batch), self._numbers(WORDS)) for _ in range(walks)
             ]
             self.placed += 1
         self._place_draws(draws)
+
+    def _numbers(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64, device=self.device)
 
     def _place_draws(self, draws: Any) -> None:
         """Copy the tensors of an epoch's draws over those of the last, if they have the same shapes."""

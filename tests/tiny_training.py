@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from recorded_steps import CpuGraphs
 from torch import nn
 
@@ -31,29 +32,31 @@ GIVEN = torch.from_numpy(DRAW.integers(0, C, N))
 class Loader:
     """Batches as a loader hands them out; `moving`: each made in another place, as those that decode do."""
 
-    def __init__(self, moving: bool):
-        self.moving = moving
+    def __init__(self, moving: bool, device: torch.device):
+        self.moving, self.pixels = moving, PIXELS.to(device)
 
     def epoch(self, order, *, start_step=0):
         for step in range(start_step, len(order)):
-            index = torch.from_numpy(order.index[order.own(step)].copy())
+            index = torch.from_numpy(order.index[order.own(step)].copy()).to(self.pixels.device)
             if self.moving:
-                yield Batch(PIXELS[index].clone(), torch.arange(len(index)), index)
+                yield Batch(self.pixels[index], torch.arange(len(index), device=index.device), index)
             else:
-                yield Batch(PIXELS, index.clone(), index)
+                yield Batch(self.pixels, index.clone(), index)
 
 
 class Training:
     """An objective on a tiny network, epoch by epoch."""
 
-    def __init__(self, ladder: Ladder, objective, *, moving: bool = False):
-        machine = build_machine(EngineConfig(device="cpu", threads=1))
+    def __init__(self, ladder: Ladder, objective, *, moving=False, device="cpu", precision="fp32"):
+        if torch.cuda.is_available():  # Accelerate holds one device and precision for a process
+            AcceleratorState._reset_state(reset_partial_state=True)
+        machine = build_machine(EngineConfig(device=device, threads=1, precision=precision, mode="eager"))
         self.machine = dataclasses.replace(machine, ladder=ladder)
-        self.graphs = CpuGraphs()
+        self.graphs = CpuGraphs() if device == "cpu" else None
         self.runner = StepRunner(self.machine, self.graphs)
         self.inputs = StepInputs(machine.device, still=True)
         self.objective = objective
-        self.eyes = Eyes(Loader(moving), Transform(8, 1, True, (0.5,) * 3, (0.2,) * 3), N)
+        self.eyes = Eyes(Loader(moving, machine.device), Transform(8, 1, True, (0.5,) * 3, (0.2,) * 3), N)
         self.store = LabelStore(N, machine.device)
         self.store.put("given", GIVEN)
         self.store.put("labelled", GIVEN < 2)
@@ -66,24 +69,25 @@ class Training:
         network = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, C)
         )
-        self.learners = Learners([network], OptimiserConfig(lr=0.02), self.machine)
+        self.learners = Learners([network.to(self.machine.device)], OptimiserConfig(lr=0.02), self.machine)
 
     def epoch(self, number: int) -> tuple[float, float]:
         pass_ = Pass(1, 1, number, Purpose.train)
         rounds = plan_rounds(self.objective, self.store, self.eyes, pass_, BATCH, self.machine)
         self.learners.set_learning_rate(0.02 / number)
-        train_epoch(
-            self.learners,
-            self.objective,
-            self.store,
-            self.eyes,
-            rounds,
-            self.inputs,
-            pass_,
-            run=self.runner,
-            start_step=0,
-            after_step=lambda done, images: self.addresses.append(self.touched()),
-        )
+        with self.runner.stream():
+            train_epoch(
+                self.learners,
+                self.objective,
+                self.store,
+                self.eyes,
+                rounds,
+                self.inputs,
+                pass_,
+                run=self.runner,
+                start_step=0,
+                after_step=lambda done, images: self.addresses.append(self.touched()),
+            )
         self.learners.meter.refuse_bad(self.machine)
         measured = self.learners.meter.finish(self.machine)
         self.objective.refresh(self.store, pass_)
