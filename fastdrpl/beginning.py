@@ -8,7 +8,7 @@ from fastdrpl.checkpoint import list_checkpoints, remove_leftovers
 from fastdrpl.config import Config
 from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
-from fastdrpl.eyes import Eyes
+from fastdrpl.eyes import BEFORE_IT_WAS_CHOSEN, Eyes, choose_look_batch
 from fastdrpl.files import read_json, write_json
 from fastdrpl.fixing.origin import FIELD
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, is_bound
@@ -80,9 +80,16 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     identity = identity_of_run(config, data, train)
     if list_checkpoints(folder.checkpoints):
         refuse_others(folder, identity)
-    before = read_json(folder.manifest).get("loaders") if is_bound(folder) else None
+    before = read_json(folder.manifest) if is_bound(folder) else {}
     views = [train] if test is None else [train, test]
-    loaders = choose_loaders(config.engine, views, machine, config.order, before)
+    loaders = choose_loaders(config.engine, views, machine, config.order, before.get("loaders"))
+    look_batch = choose_look_batch(
+        config.engine.eval_batch,
+        machine,
+        transform.size,
+        config.model.width,
+        before.get("eval_batch", BEFORE_IT_WAS_CHOSEN) if before else None,
+    )
     given = torch.tensor(train.labels.given, device=machine.device)
     classes = len(train.labels.class_names)
     state = RunState(config, plan, folder, machine, identity, NoJournal(), given, classes)
@@ -92,7 +99,7 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
             transform,
             len(view.labels),
             order_of(config.order, view),
-            config.engine.eval_batch,
+            look_batch,
         )
         for view in views
     ]
@@ -136,6 +143,7 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
                 "classes": list(labels.class_names),
                 "machine": machine.describe(),
                 "loaders": beginning.loaders,
+                "eval_batch": beginning.train_eyes.batch_size,
                 "versions": describe_versions(),
             },
         )

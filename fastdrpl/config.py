@@ -84,7 +84,7 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
+    """auto = bf16 on a GPU or CPU that computes it itself, else fp32. Losses are fp32 always."""
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
     """How steps are carried out: captured = each as one CUDA graph, compiled = networks by torch.compile; auto = the
     best of these on a GPU, eager on a CPU (docs/speed.md)."""
@@ -97,8 +97,9 @@ class EngineConfig:
     worker = plain torch DataLoader; auto = resident if it fits, else the fastest that is installed."""
     workers: int = setting(2, within=(0, 65536))
     """Threads (ffcv, dali) or processes (worker) that read and decode."""
-    eval_batch: int = setting(500, within=POSITIVE)
-    """Global batch size of passes that do not train."""
+    eval_batch: int = setting(0, within=COUNT)
+    """Global batch size of passes that do not train; 0 = what suits the cache of a CPU or fills a GPU. Resolved once and
+    kept when a run continues."""
     sync_bn: bool = False
     """Batch normalisation over all ranks (CUDA only)."""
 

@@ -27,6 +27,7 @@ _NOT_IDENTITY = (
     "engine.workers",
     "engine.ranks",
     "engine.threads",
+    "engine.eval_batch",
 )
 _NOT_IDENTITY_SECTIONS = ("checkpoint.",)
 

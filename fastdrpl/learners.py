@@ -11,6 +11,7 @@ from fastdrpl.config import ModelConfig, OptimiserConfig
 from fastdrpl.machine import Machine
 from fastdrpl.meter import Meter
 from fastdrpl.models import build_model
+from fastdrpl.models.layout import choose_layout
 from fastdrpl.stages import Learnt
 
 NETWORK_SEEDS = (
@@ -77,8 +78,10 @@ class Learners:
         self.meter = Meter(machine.device)
         if sync_bn:
             networks = [nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in networks]
-        if machine.device.type == "cuda":
-            networks = [network.to(memory_format=torch.channels_last) for network in networks]  # type: ignore[call-overload]
+        networks = [
+            network.to(memory_format=choose_layout(network, machine.device))  # type: ignore[call-overload]
+            for network in networks
+        ]
         self._compiling = Switch()
         if machine.ladder.mode != "eager":
             for network in networks:

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -115,8 +116,8 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
     before = before or {}
     precision: str = engine.precision
     if precision == "auto":
-        # Older GPUs emulate bf16, slowly.
-        fast = not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        # Older GPUs and processors emulate bf16, slowly.
+        fast = cpu_computes_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
         precision = before.get("precision", "bf16" if fast else "fp32")
     if precision == "fp16" and cpu:
         raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")
@@ -180,6 +181,21 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
     return Machine(
         accelerator, accelerator.device, precision, world, accelerator.process_index, resolved, ladder
     )
+
+
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this processor multiplies bf16 itself (AVX512-BF16 or AMX); elsewhere torch emulates it, slowly.
+
+    False where the system does not say, as outside of Linux.
+    """
+    if not CPU_FLAGS.is_file():
+        return False
+    lines = CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def describe_versions() -> dict[str, str]:
