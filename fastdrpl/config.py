@@ -98,8 +98,8 @@ class EngineConfig:
     workers: int = setting(2, within=(0, 65536))
     """Threads (ffcv, dali) or processes (worker) that read and decode."""
     eval_batch: int = setting(0, within=COUNT)
-    """Global batch size of passes that do not train; 0 = what suits the cache of a CPU or fills a GPU. Resolved once and
-    kept when a run continues."""
+    """Global batch size of passes that do not train; 0 = what suits a CPU's cache or fills a GPU. Resolved once and kept
+    when a run continues."""
     sync_bn: bool = False
     """Batch normalisation over all ranks (CUDA only)."""
 

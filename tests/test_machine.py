@@ -124,6 +124,30 @@ def test_the_chosen_layouts_write_within_their_memory_at_length() -> None:
     train_beside_a_watching_allocator(60, 4, 8, 10, 12, 15, 16, 17, 20, 24, 31, 33, 64)
 
 
+FILL = """
+import resource, sys, torch
+from fastdrpl.machine import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def fill():
+    tensors = [torch.ones(10_000_000) for _ in range(3)]
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_what_is_freed_is_kept_for_the_next_step() -> None:
+    """Ten times three tensors of 40 MB, in pages of 4 KB: 293,000 of them, unless they are there already."""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FILL, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 30_000 < 200_000 < faults["given back"], faults
+
+
 def test_the_batch_of_passes_that_look() -> None:
     def chosen(
         device: str, size: int, width: int, world: int = 1, asked: int = 0, before: int | None = None
