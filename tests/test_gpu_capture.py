@@ -61,7 +61,7 @@ def test_no_step_halts_the_host(name, monkeypatch):
 
 
 WORDS = [
-    *("digits", "--limit", "140", "--limit_test", "20", "--batch_size", "16", "--model.width", "8"),
+    *("digits", "--limit", "90", "--limit_test", "20", "--batch_size", "16", "--model.width", "8"),
     *("--checkpoint.every", "1e9", "--noise.ratio", "0.2", "--engine.device", "cuda"),
     *("--engine.mode", "captured"),
 ]
