@@ -170,6 +170,22 @@ def test_a_compiled_run_says_so_and_goes_on_compiled_in_the_same_bits(
     assert graphs() == 2, "of the one before the reset, and of the one after"
 
 
+def test_the_manifest_says_how_a_run_went_on(compiler, tmp_path, capsys, monkeypatch):
+    """What fails in the middle of a run, here in its first step."""
+    compiler(break_compiler)
+    monkeypatch.setattr("fastdrpl.evidence.draw_histogram", lambda *given, **named: None)
+    monkeypatch.setattr(Learners, "rehearse", lambda *given: None)
+    monkeypatch.setattr(
+        "fastdrpl.machine.build_ladder", lambda *given, say, **named: Ladder("compiled", say=say)
+    )
+    assert main([*CE, "--run", str(tmp_path / "run")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("no compiled steps: torch.compile failed: OSError: No working C++ compiler") == 1
+    machine = json.loads((tmp_path / "run" / "manifest.json").read_text())["machine"]
+    assert machine["mode"] == "eager"
+    assert machine["mode_reasons"][0] in said
+
+
 # --- where compiled code is kept ---
 
 
