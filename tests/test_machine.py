@@ -38,7 +38,9 @@ def test_bf16_where_the_processor_computes_it(
     assert machine.cpu_computes_bf16() is (precision == "bf16")
     chosen: list[str] = []
 
-    def stop(cpu: bool, mixed_precision: str) -> None:  # Accelerate holds one precision for a process
+    def stop(
+        cpu: bool, mixed_precision: str, kwargs_handlers: list[object]
+    ) -> None:  # Accelerate holds one precision for a process
         chosen.append(mixed_precision)
         raise KeyboardInterrupt
 
