@@ -32,6 +32,7 @@ from fastdrpl.models import build_model
 from fastdrpl.pixels import resolve_transform
 from fastdrpl.plan import plan_of
 from fastdrpl.recipes import recipe_named
+from fastdrpl.runner import StepRunner
 from fastdrpl.stages import Stage
 from fastdrpl.steps import StepInputs
 from fastdrpl.store import LabelStore
@@ -42,8 +43,8 @@ CONFIG = recipe_named("cifar10").config_for("drpl")
 class Bench:
     """One learner on the data, and epochs of a stage."""
 
-    def __init__(self, data: Path, limit: int, width: int, precision: str):
-        self.machine: Machine = build_machine(EngineConfig(precision=precision))
+    def __init__(self, data: Path, limit: int, width: int, precision: str, mode: str):
+        self.machine: Machine = build_machine(EngineConfig(precision=precision, mode=mode))
         dataset = open_dataset(data)
         split = dataset.split("train")
         self.rows = np.arange(limit or len(split))
@@ -59,7 +60,8 @@ class Bench:
             self.machine.device
         )
         self.learners = Learners([network], CONFIG.optimiser, self.machine)
-        self.inputs = StepInputs(self.machine.device)
+        self.runner = StepRunner(self.machine)
+        self.inputs = StepInputs(self.machine.device, still=self.machine.ladder.mode == "captured")
 
     def begin(self, stage: Stage) -> None:
         """A label store for the stage; a third of the samples are unlabelled."""
@@ -85,7 +87,7 @@ class Bench:
 
         self.wait()
         start = time.perf_counter()
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(Enough), self.runner.stream():
             train_epoch(
                 self.learners,
                 stage.objective,
@@ -94,6 +96,7 @@ class Bench:
                 rounds,
                 self.inputs,
                 pass_,
+                run=self.runner,
                 start_step=0,
                 after_step=after,
             )
@@ -121,6 +124,7 @@ def main() -> None:
         "--epochs", type=int, default=3, help="measured epochs of each stage, after one of warm-up"
     )
     parser.add_argument("--steps", type=int, default=200, help="steps that bf16 and fp32 are compared over")
+    parser.add_argument("--mode", default="auto", help="of the steps: auto, eager, compiled or captured")
     parser.add_argument("--out", type=Path, default=RESULTS / "train_epochs.jsonl")
     words = parser.parse_args()
     relabel, semi, _ = plan_of(CONFIG)
@@ -131,7 +135,7 @@ def main() -> None:
         from accelerate.state import AcceleratorState
 
         AcceleratorState._reset_state(reset_partial_state=True)
-        bench = Bench(words.data, words.limit, words.width, precision)
+        bench = Bench(words.data, words.limit, words.width, precision, words.mode)
         bench.begin(relabel)
         losses[precision] = bench.epoch(relabel, 1, words.steps)[1]
         for name, stage in (("relabel", relabel), ("semi", semi)):
@@ -143,7 +147,7 @@ def main() -> None:
                 what=f"epoch_{name}",
                 shape=[len(bench.rows), 32, 32, 3],
                 dtype=precision,
-                backend=f"eager {bench.machine.device.type}, width {words.width}",
+                backend=f"{bench.machine.ladder.mode} {bench.machine.device.type}, width {words.width}",
                 seconds=seconds,
                 warmup=1,
                 threads=bench.machine.threads,
