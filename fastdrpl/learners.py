@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from fastdrpl.compiling import Switch, put_compiled, rehearse
 from fastdrpl.config import ModelConfig, OptimiserConfig
 from fastdrpl.machine import Machine
 from fastdrpl.meter import Meter
@@ -91,6 +92,10 @@ class Learners:
             network.to(memory_format=choose_layout(network, machine.device))  # type: ignore[call-overload]
             for network in networks
         ]
+        self._compiling = Switch()
+        if machine.ladder.mode != "eager":
+            for network in networks:
+                put_compiled(network, self._compiling, machine.ladder)
         # A tensor, so that a captured step reads what is in force; fused CUDA kernels read float32.
         exact = torch.float32 if machine.device.type == "cuda" else torch.float64
         self.rate = torch.tensor(optimiser.lr, dtype=exact, device=machine.device)
@@ -111,6 +116,30 @@ class Learners:
         self.sgd = sgd
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @contextlib.contextmanager
+    def compiled(self, wanted: bool) -> Iterator[None]:
+        """In the block networks that train run compiled, if that is wanted and the mode of the run has it."""
+        self._compiling.on = wanted and self.machine.ladder.mode != "eager"
+        try:
+            yield
+        finally:
+            self._compiling.on = False
+
+    def rehearse(self, inputs: Tensor) -> None:
+        """See whether the networks compile, on inputs (b, 3, H, W) of a training step; nothing of them changes.
+
+        Steps down on all ranks where they do not, or raises `UserError` (`modes.Ladder`).
+        """
+        ladder = self.machine.ladder
+        if ladder.mode != "eager":
+            rehearse(self.networks[0], self._compiling, ladder, inputs)
+        if self.machine.highest(int(ladder.mode == "eager")):
+            ladder.step_down("eager", "torch.compile failed on another rank")
+
+    def forget_gradients(self) -> None:
+        """Of a step that was broken off."""
+        self._optimiser.zero_grad()
 
     def set_learning_rate(self, rate: float) -> None:
         """For the steps that follow."""

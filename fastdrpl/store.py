@@ -13,7 +13,7 @@ class LabelStore:
 
     `total` sums a tensor over ranks (None with one rank). Between two `sync` calls a rank sees its own
     writes only, and each sample is written by one rank at most. A column keeps its place in memory for as long as its
-    shape and type stay: what a captured step reads does not move.
+    shape and type stay: what a captured step reads does not move. `placed` counts the times that something did.
     """
 
     def __init__(self, samples: int, device: torch.device, total: Reduce | None = None):
@@ -21,6 +21,7 @@ class LabelStore:
         self._columns: dict[str, Tensor] = {}
         self._shared: dict[str, Tensor] = {}
         self._written: dict[str, Tensor] = {}
+        self.placed = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -53,10 +54,12 @@ class LabelStore:
         if there is not None and there.shape == values.shape and there.dtype == values.dtype:
             there.copy_(values)
         else:
+            self.placed += 1
             where[name] = values.detach().to(self.device, copy=True).contiguous()
 
     def drop(self, *names: str) -> None:
         """Forget columns and shared tensors that the next stage does not use."""
+        self.placed += 1
         for name in names:
             for where in (self._columns, self._shared, self._written):
                 where.pop(name, None)
@@ -103,6 +106,7 @@ class LabelStore:
 
     def load(self, columns: dict[str, Tensor], shared: dict[str, Tensor] | None = None) -> None:
         """Replace everything by that of a checkpoint."""
+        self.placed += 1
         for where in (self._columns, self._shared, self._written):
             where.clear()
         for name, values in columns.items():
