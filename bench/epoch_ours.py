@@ -146,8 +146,7 @@ class Ours:
 
     def _stream(self) -> contextlib.AbstractContextManager[Any]:
         """Where a run whose steps are recorded does everything."""
-        runner = getattr(self.loop, "_runner", None)
-        return contextlib.nullcontext() if runner is None else runner.stream()
+        return self.loop._runner.stream()
 
     def losses(self, steps: int) -> list[float]:
         """The mean loss of each of the next steps, in as many epochs as that takes."""
