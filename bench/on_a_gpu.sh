@@ -10,7 +10,7 @@
 # instead, which is enough for timing. --rehearse runs every part on the CPU, tiny, the kernels in Triton's interpreter, in a
 # copy of the tree and an environment that has only what bench/gpu-machine.txt names.
 #
-# PYTHON says which Python, PART_SECONDS how long a part may take (550), FASTDRPL_COMMIT which commit the files are.
+# PYTHON says which Python, PART_SECONDS how long a part may take (550, a rehearsal 1800), FASTDRPL_COMMIT which commit the files are.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 parts=(smoke tests_augment tests_loss_head tests_rest parity epochs_relabel epochs_semi epochs_512 epochs_64 losses
@@ -38,7 +38,7 @@ done
 mkdir -p "$out"
 cd "$root" || exit
 
-export PYTHON=${PYTHON:-python3} PART_SECONDS=${PART_SECONDS:-550}
+export PYTHON=${PYTHON:-python3} PART_SECONDS=${PART_SECONDS:-$((rehearse ? 1800 : 550))}
 export FASTDRPL_STATE=${FASTDRPL_STATE:-${TMPDIR:-/tmp}/fastdrpl-gpu}
 site=$FASTDRPL_STATE/site device=cuda
 
