@@ -16,7 +16,7 @@ from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
-from fastdrpl.machine import Machine, describe_versions
+from fastdrpl.machine import Machine, cpu_computes_bf16, describe_versions
 from fastdrpl.methods import load_method
 from fastdrpl.noise import achieved
 from fastdrpl.pixels import resolve_transform
@@ -51,6 +51,8 @@ class Beginning:
                 f"{machine.threads} threads, {where['mode']} steps, loader {type(self.train_eyes.loader).__name__}, "
                 f"{len(self.train.labels)} training images, {self.state.classes} classes"
             )
+            if machine.device.type == "cpu" and machine.precision == "fp32" and cpu_computes_bf16():
+                say("this processor computes bf16 itself: --engine.precision bf16 may be much faster")
 
     def close(self) -> None:
         """Give back the loaders."""

@@ -84,7 +84,7 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on a GPU or CPU that computes it itself, else fp32. Losses are fp32 always."""
+    """auto = bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
     """How steps are carried out: captured = each as one CUDA graph, compiled = networks by torch.compile; auto = the
     best of these on a GPU, eager on a CPU (docs/speed.md)."""
@@ -98,8 +98,11 @@ class EngineConfig:
     workers: int = setting(2, within=(0, 65536))
     """Threads (ffcv, dali) or processes (worker) that read and decode."""
     eval_batch: int = setting(0, within=COUNT)
-    """Global batch size of passes that do not train; 0 = what suits a CPU's cache or fills a GPU. Resolved once and kept
-    when a run continues."""
+    """Global batch size of passes that do not train; 0 = what suits a CPU's cache or fills a GPU. Resolved once, and
+    kept when a run continues."""
+    forwards: Literal["apart", "joined"] = "apart"
+    """joined = the two forward passes of a semi-supervised step go through each convolution in one call; same up to
+    rounding."""
     sync_bn: bool = False
     """Batch normalisation over all ranks (CUDA only)."""
 

@@ -11,6 +11,7 @@ from fastdrpl.config import ModelConfig, OptimiserConfig
 from fastdrpl.machine import Machine
 from fastdrpl.meter import Meter
 from fastdrpl.models import build_model
+from fastdrpl.models.joined import forward_both
 from fastdrpl.models.layout import choose_layout
 from fastdrpl.stages import Learnt
 
@@ -22,8 +23,8 @@ NETWORK_SEEDS = (
 class Trainee:
     """A network as objectives see it (`stages.Network`)."""
 
-    def __init__(self, network: nn.Module, wrapped: nn.Module, machine: Machine):
-        self.network, self._wrapped, self._machine = network, wrapped, machine
+    def __init__(self, network: nn.Module, wrapped: nn.Module, machine: Machine, joins: bool = False):
+        self.network, self._wrapped, self._machine, self._joins = network, wrapped, machine, joins
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """In training mode, with gradient."""
@@ -33,6 +34,14 @@ class Trainee:
         """In training mode, leaving the running statistics of batch normalisation alone."""
         with self._untracked():
             return self._wrapped(inputs)
+
+    def both(self, free: Tensor, live: Tensor, *, freeze: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits of a batch without gradient, then of one with; in one pass where the run joins them."""
+        if self._joins and not freeze:
+            return forward_both(self._wrapped, free, live)
+        with torch.no_grad():
+            first = self.frozen(free) if freeze else self(free)
+        return first, self(live)
 
     @torch.no_grad()
     def evaluated(self, inputs: Tensor) -> Tensor:
@@ -73,6 +82,7 @@ class Learners:
         machine: Machine,
         *,
         sync_bn: bool = False,
+        joins: bool = False,
     ):
         self.machine, self.settings, self.sync_bn = machine, optimiser, sync_bn
         self.meter = Meter(machine.device)
@@ -101,7 +111,7 @@ class Learners:
         *wrapped, self._optimiser = machine.accelerator.prepare(*networks, sgd)
         self.networks = tuple(networks)
         self.trainees = tuple(
-            Trainee(network, outer, machine) for network, outer in zip(networks, wrapped, strict=True)
+            Trainee(network, outer, machine, joins) for network, outer in zip(networks, wrapped, strict=True)
         )
         self.sgd = sgd
         for parameter in parameters:
