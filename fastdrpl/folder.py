@@ -25,6 +25,8 @@ _NOT_IDENTITY = (
     "engine.workers",
     "engine.ranks",
     "engine.threads",
+    "engine.ring",
+    "engine.memory",
 )
 _NOT_IDENTITY_SECTIONS = ("checkpoint.",)
 

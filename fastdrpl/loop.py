@@ -61,6 +61,7 @@ class Loop:
         ) as pace:
             while state.position.epoch <= epochs:
                 self._epoch(stage, pace)
+        stage.objective.end(state.store)
         state.position = Position(state.position.stage + 1)
         state.save(stage_end=stage.name)
 
