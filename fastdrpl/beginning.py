@@ -1,5 +1,6 @@
 """The beginning of a run: everything that may be refused is opened and checked before the folder is written to."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,10 +17,14 @@ from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
 from fastdrpl.machine import Machine, describe_versions
+from fastdrpl.memory.room import Plan, Room, plan_memory, refuse, tell
+from fastdrpl.memory.sizes import size_of
 from fastdrpl.methods import load_method
 from fastdrpl.noise import achieved
-from fastdrpl.pixels import resolve_transform
+from fastdrpl.pixels import Transform, resolve_transform
 from fastdrpl.recipes import recipe_named
+from fastdrpl.rings import ring_maker
+from fastdrpl.settings import flatten
 from fastdrpl.stages import Stage
 from fastdrpl.state import RunState
 from fastdrpl.view import View, open_data, test_view, training_view
@@ -35,6 +40,7 @@ class Beginning:
     train: View
     test: View | None
     loaders: dict[str, str]
+    memory: Plan
     train_eyes: Eyes
     test_eyes: Eyes | None
     test_label: torch.Tensor | None
@@ -82,9 +88,11 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     before = read_json(folder.manifest).get("loaders") if is_bound(folder) else None
     views = [train] if test is None else [train, test]
     loaders = choose_loaders(config.engine, views, machine, config.order, before)
+    memory = make_room(config, plan, views, loaders, transform, machine, folder)
     given = torch.tensor(train.labels.given, device=machine.device)
     classes = len(train.labels.class_names)
-    state = RunState(config, plan, folder, machine, identity, NoJournal(), given, classes)
+    rings = ring_maker(memory.ring, machine.device, folder.path)
+    state = RunState(config, plan, folder, machine, identity, NoJournal(), given, classes, rings)
     eyes = [
         Eyes(
             open_loader(loaders[view.split.name], config.engine, view, machine),
@@ -99,7 +107,26 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
         for note in train.notes:
             say(note)
     label = None if test is None else torch.tensor(test.labels.truth, device=machine.device)
-    return Beginning(data, train, test, loaders, eyes[0], eyes[1] if test else None, label, state)
+    return Beginning(data, train, test, loaders, memory, eyes[0], eyes[1] if test else None, label, state)
+
+
+def make_room(
+    config: Config,
+    plan: tuple[Stage, ...],
+    views: Sequence[View],
+    loaders: Mapping[str, str],
+    transform: Transform,
+    machine: Machine,
+    folder: RunFolder,
+) -> Plan:
+    """What the run will take, said in a line, and where its rings go. Raises `UserError` where it does not fit."""
+    before = read_json(folder.manifest).get("memory", {}).get("ring") if is_bound(folder) else None
+    size, room = size_of(config, plan, views, loaders, transform, machine), Room.here(machine, folder.path)
+    memory = plan_memory(size, config.engine.ring, before, machine, room)
+    refuse(memory, room, machine, config.engine.memory, flatten(config))
+    if machine.main:
+        say(tell(memory, room))
+    return memory
 
 
 def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, machine: Machine) -> None:
@@ -121,6 +148,7 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
                 "classes": list(labels.class_names),
                 "machine": machine.describe(),
                 "loaders": beginning.loaders,
+                "memory": beginning.memory.describe(),
                 "versions": describe_versions(),
             },
         )

@@ -50,6 +50,7 @@ class RunState:
     ):
         self.config, self.plan, self.folder, self.machine = config, plan, folder, machine
         self.identity, self.journal, self.classes = identity, journal, classes
+        self.doing = "making the networks"  # for who is told that it could not be done
         self.position = Position()
         self.records: list[StageRecord] = []
         total = machine.total if machine.world > 1 else None
