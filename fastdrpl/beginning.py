@@ -1,7 +1,8 @@
 """The beginning of a run: everything that may be refused is opened and checked before the folder is written to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from fastdrpl.checkpoint import list_checkpoints, remove_leftovers
 from fastdrpl.config import Config
 from fastdrpl.console import say, warn
 from fastdrpl.errors import DataError, UserError
-from fastdrpl.eyes import Eyes
+from fastdrpl.eyes import BEFORE_IT_WAS_CHOSEN, Eyes, choose_look_batch
 from fastdrpl.files import read_json, write_json
 from fastdrpl.fixing.origin import FIELD
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, is_bound
@@ -17,11 +18,12 @@ from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
 from fastdrpl.machine import Machine, describe_versions
+from fastdrpl.memory.estimate import RunSize
 from fastdrpl.memory.room import Plan, Room, plan_memory, refuse, tell
 from fastdrpl.memory.sizes import size_of
 from fastdrpl.methods import load_method
 from fastdrpl.noise import achieved
-from fastdrpl.pixels import Transform, resolve_transform
+from fastdrpl.pixels import resolve_transform
 from fastdrpl.recipes import recipe_named
 from fastdrpl.rings import ring_maker
 from fastdrpl.settings import flatten
@@ -85,10 +87,18 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     identity = identity_of_run(config, data, train)
     if list_checkpoints(folder.checkpoints):
         refuse_others(folder, identity)
-    before = read_json(folder.manifest).get("loaders") if is_bound(folder) else None
+    before = read_json(folder.manifest) if is_bound(folder) else {}
     views = [train] if test is None else [train, test]
-    loaders = choose_loaders(config.engine, views, machine, config.order, before)
-    memory = make_room(config, plan, views, loaders, transform, machine, folder)
+    loaders = choose_loaders(config.engine, views, machine, config.order, before.get("loaders"))
+    look_batch = choose_look_batch(
+        config.engine.eval_batch,
+        machine,
+        transform.size,
+        config.model.width,
+        before.get("eval_batch", BEFORE_IT_WAS_CHOSEN) if before else None,
+    )
+    size = size_of(config, plan, views, loaders, look_batch, transform, machine)
+    memory = make_room(config, size, before, machine, folder)
     given = torch.tensor(train.labels.given, device=machine.device)
     classes = len(train.labels.class_names)
     rings = ring_maker(memory.ring, machine.device, folder.path)
@@ -99,7 +109,7 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
             transform,
             len(view.labels),
             order_of(config.order, view),
-            config.engine.eval_batch,
+            look_batch,
         )
         for view in views
     ]
@@ -111,18 +121,14 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
 
 
 def make_room(
-    config: Config,
-    plan: tuple[Stage, ...],
-    views: Sequence[View],
-    loaders: Mapping[str, str],
-    transform: Transform,
-    machine: Machine,
-    folder: RunFolder,
+    config: Config, size: RunSize, before: Mapping[str, Any], machine: Machine, folder: RunFolder
 ) -> Plan:
-    """What the run will take, said in a line, and where its rings go. Raises `UserError` where it does not fit."""
-    before = read_json(folder.manifest).get("memory", {}).get("ring") if is_bound(folder) else None
-    size, room = size_of(config, plan, views, loaders, transform, machine), Room.here(machine, folder.path)
-    memory = plan_memory(size, config.engine.ring, before, machine, room)
+    """What the run will take, said in a line, and where its rings go. Raises `UserError` where it does not fit.
+
+    `before`: the manifest of a run that goes on.
+    """
+    room = Room.here(machine, folder.path)
+    memory = plan_memory(size, config.engine.ring, before.get("memory", {}).get("ring"), machine, room)
     refuse(memory, room, machine, config.engine.memory, flatten(config))
     if machine.main:
         say(tell(memory, room))
@@ -148,6 +154,7 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
                 "classes": list(labels.class_names),
                 "machine": machine.describe(),
                 "loaders": beginning.loaders,
+                "eval_batch": beginning.train_eyes.batch_size,
                 "memory": beginning.memory.describe(),
                 "versions": describe_versions(),
             },

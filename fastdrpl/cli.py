@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastdrpl.spinning import spin_briefly
 from fastdrpl.terminal import ReaderGone, accept_everything, outlive_readers, refusal
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     accept_everything()
+    spin_briefly()
     try:
         return _main(words)
     except KeyboardInterrupt as interrupt:  # a run that trains has handlers of its own

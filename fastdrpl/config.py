@@ -84,7 +84,7 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
+    """auto = bf16 on a GPU or CPU that computes it itself, else fp32. Losses are fp32 always."""
     ranks: int = setting(0, within=(0, 65536))
     """Number of processes that must take part; 0 = as many as the launcher started."""
     threads: int = setting(0, within=(0, 65536))
@@ -94,8 +94,9 @@ class EngineConfig:
     worker = plain torch DataLoader; auto = resident if it fits, else the fastest that is installed."""
     workers: int = setting(2, within=(0, 65536))
     """Threads (ffcv, dali) or processes (worker) that read and decode."""
-    eval_batch: int = setting(500, within=POSITIVE)
-    """Global batch size of passes that do not train."""
+    eval_batch: int = setting(0, within=COUNT)
+    """Global batch size of passes that do not train; 0 = what suits a CPU's cache or fills a GPU. Resolved once, and
+    kept when a run continues."""
     ring: Literal["auto", "device", "host", "file"] = "auto"
     """Where the last predictions lie that pseudo-labels are the mean of: on the device, in main memory, or in a file in
     the run folder that is mapped into it; auto = the first of these that fits. The result is the same."""

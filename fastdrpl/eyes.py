@@ -41,7 +41,26 @@ class Eyes:
     transform: Transform
     samples: int
     order: OrderFactory = Order  # in which order an epoch walks
-    batch_size: int = 500  # of passes that only look, over all ranks
+    batch_size: int = 100  # of passes that only look, over all ranks
+
+
+CACHED_MAPS = (
+    6 << 20
+)  # bytes of a network's largest map that a CPU's cache keeps while the next layer reads them
+GPU_PIXELS = 2048 * 32 * 32  # what fills a GPU
+BEFORE_IT_WAS_CHOSEN = 500  # in runs of version 0.1
+
+
+def choose_look_batch(asked: int, machine: Machine, size: int, width: int, before: int | None = None) -> int:
+    """The global batch size of passes that only look: what was asked for, what the run began with, or the best here.
+
+    On a CPU the maps of a batch should stay in its cache: images of `size` pixels a side make maps of `width` channels.
+    """
+    if asked or before:
+        return asked or int(before or 0)
+    if machine.device.type == "cuda":
+        return max(64, GPU_PIXELS // size**2) * machine.world
+    return min(128, max(16, CACHED_MAPS // (4 * width * size**2))) * machine.world
 
 
 @torch.no_grad()

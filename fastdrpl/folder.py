@@ -25,6 +25,7 @@ _NOT_IDENTITY = (
     "engine.workers",
     "engine.ranks",
     "engine.threads",
+    "engine.eval_batch",
     "engine.ring",
     "engine.memory",
 )

@@ -10,6 +10,7 @@ from fastdrpl.config import ModelConfig, OptimiserConfig
 from fastdrpl.machine import Machine
 from fastdrpl.meter import Meter
 from fastdrpl.models import build_model
+from fastdrpl.models.layout import choose_layout
 from fastdrpl.stages import Learnt
 
 NETWORK_SEEDS = (
@@ -76,8 +77,10 @@ class Learners:
         self.meter = Meter(machine.device)
         if sync_bn:
             networks = [nn.SyncBatchNorm.convert_sync_batchnorm(network) for network in networks]
-        if machine.device.type == "cuda":
-            networks = [network.to(memory_format=torch.channels_last) for network in networks]  # type: ignore[call-overload]
+        networks = [
+            network.to(memory_format=choose_layout(network, machine.device))  # type: ignore[call-overload]
+            for network in networks
+        ]
         # A tensor, so that a captured step reads what is in force; fused CUDA kernels read float32.
         exact = torch.float32 if machine.device.type == "cuda" else torch.float64
         self.rate = torch.tensor(optimiser.lr, dtype=exact, device=machine.device)

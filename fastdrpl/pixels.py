@@ -50,7 +50,7 @@ class Transform:
             flip=self.flip,
             mean=self.mean,
             std=self.std,
-            # On CPUs torch's channels_last convolutions with few channels corrupt memory (torch 2.13, 2.15).
+            # A CPU's kernels write the one order only; the first convolution turns it (`models.layout`).
             memory_format=torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format,
         )
 

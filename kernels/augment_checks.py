@@ -108,5 +108,4 @@ def _check_output(pixels: Tensor, crop: Crop) -> None:
     if crop.memory_format not in (torch.contiguous_format, torch.channels_last):
         raise ValueError(f"memory_format: got {crop.memory_format}, want contiguous_format or channels_last")
     if crop.channels_last and pixels.device.type != "cuda":
-        # torch's channels_last convolutions with few channels corrupt memory on the CPU (torch 2.13, 2.15).
         raise ValueError(f"memory_format: channels_last is for CUDA, and the pixels are on {pixels.device}")

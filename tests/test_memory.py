@@ -289,4 +289,4 @@ def test_out_of_memory_after_a_checkpoint_names_it(tmp_path, monkeypatch, capsys
     assert f"the last checkpoint, {newest}, is kept" in said
     assert "used up while training: relabel, epoch 3" in said and "More words" not in said
     assert "the same command goes on with --engine.ring file" in said
-    assert "begin another --run with --engine.eval_batch 40 (" in said
+    assert "or --engine.eval_batch 40 (" in said and "begin another --run with --engine.precision" in said

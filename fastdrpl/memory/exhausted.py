@@ -44,27 +44,19 @@ def explain_out_of_memory(error: BaseException, state: RunState, plan: Plan) -> 
 
 
 def _fix(config: Config, plan: Plan, *, going_on: bool) -> str:
-    """What takes less memory: with the same run first, then for another one."""
-    same, other = [], []
-    engine, size = config.engine, plan.size
+    """What takes less memory: for the same run first, then for another one."""
+    size, same, other = plan.size, [], []
     if plan.ring == "device" and any(stage.rings for stage in size.stages):
         same.append("--engine.ring host (or file)" if size.cuda else "--engine.ring file")
     if size.pixels:
         same.append("--engine.loader worker")
     if size.ranks > 1:
         same.append("fewer ranks on this machine")
-    now = estimate(size)
-    for flag, value, smaller in (
-        ("batch_size", config.batch_size // 2, _halved(size)),
-        (
-            "engine.eval_batch",
-            engine.eval_batch // 2,
-            dataclasses.replace(size, eval_batch=size.eval_batch // 2),
-        ),
-    ):
-        gain = now.bytes - estimate(smaller).bytes
-        if value >= 2 and gain > 0:
-            other.append(f"--{flag} {value} ({amount(gain)} less)")
+    now, looks = estimate(size).bytes, size.eval_batch // 2
+    if looks and now > (less := estimate(dataclasses.replace(size, eval_batch=looks)).bytes):
+        same.append(f"--engine.eval_batch {looks} ({amount(now - less)} less)")
+    if now > (less := estimate(_halved(size)).bytes):
+        other.append(f"--batch_size {config.batch_size // 2} ({amount(now - less)} less)")
     if not size.half:
         other.append("--engine.precision bf16")
     parts = []

@@ -20,6 +20,7 @@ def size_of(
     plan: tuple[Stage, ...],
     views: Sequence[View],
     loaders: Mapping[str, str],
+    look_batch: int,
     transform: Transform,
     machine: Machine,
 ) -> RunSize:
@@ -37,7 +38,7 @@ def size_of(
         side=transform.size,
         network=network_size(config.model.name, classes, config.model.width, transform.size),
         stages=stage_sizes(plan, classes, config.batch_size),
-        eval_batch=config.engine.eval_batch,
+        eval_batch=look_batch,
         half=machine.precision != "fp32",
         cuda=cuda,
         ranks=machine.world,
