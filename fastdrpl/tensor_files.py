@@ -72,7 +72,7 @@ def _content(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
         rows = values if values.ndim else values[None]
         for part in pieces(rows, PIECE):
             flat = rows[part].contiguous().cpu().view(-1).view(torch.uint8)
-            yield memoryview(flat.numpy())
+            yield flat.numpy().data
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
