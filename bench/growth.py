@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
 
 import numpy as np
 
@@ -68,8 +69,8 @@ FULL = [
     Case(50_000, 1_000, ring="file"),
     Case(50_000, 10, ranks=2),
     Case(50_000, 100, ranks=2),
-    Case(2_000, 10, width=16, batch=1024),
-    Case(2_000, 10, width=64, batch=1024),
+    Case(1_100, 10, width=16, batch=1024),
+    Case(1_100, 10, width=64, batch=512),
 ]
 QUICK = [
     Case(2_000, 10),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import toy
 
+from bench.growth import Case, measure
 from fastdrpl import loop
 from fastdrpl.cli import main, parse_training
 from fastdrpl.learners import Trainee
@@ -167,7 +168,7 @@ def test_stages_keep_what_they_are_said_to_keep(method, tmp_path, monkeypatch):
         state, found = self.state, seen.setdefault(stage.name, {"drawn": 0.0, "images": 0.0, "rings": 0.0})
 
         def after(done, number):
-            found["images"] = max(found["images"], sum(images) / batch / stage.networks)
+            found["images"] = max(found["images"], sum(images) / (stage.batch_size or batch) / stage.networks)
             images.clear()
             after_step(done, number)
 
@@ -199,7 +200,9 @@ def test_stages_keep_what_they_are_said_to_keep(method, tmp_path, monkeypatch):
         size = said[name]
         assert found["rings"] == size.rings * samples
         assert found["drawn"] == size.drawn * samples
-        assert found["images"] == pytest.approx(size.images, rel=0.26)  # the last batch takes in a tail
+        # The last batch takes in a tail; a stage may be too short, or the images too few, for the most there can be.
+        least = 0.74 if method in QUICK else 0
+        assert least * size.images <= found["images"] <= 1.26 * size.images
         if (
             "columns" in found
         ):  # what `refresh` adds, and what a decision before the first adds, are some bytes
@@ -290,3 +293,13 @@ def test_out_of_memory_after_a_checkpoint_names_it(tmp_path, monkeypatch, capsys
     assert "used up while training: relabel, epoch 3" in said and "More words" not in said
     assert "the same command goes on with --engine.ring file" in said
     assert "or --engine.eval_batch 40 (" in said and "begin another --run with --engine.precision" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [Case(2_000, 10), Case(20_000, 100, ring="file"), Case(600, 10, width=16, batch=300)]
+)
+def test_what_is_estimated_is_what_is_taken(tmp_path, case):
+    """The kernel's own figure of a whole run."""
+    found = measure(case, tmp_path)
+    assert found["estimate"] == pytest.approx(found["peak"], rel=0.15), found

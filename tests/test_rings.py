@@ -104,6 +104,20 @@ def test_in_pieces_and_elsewhere_a_mean_has_the_same_bits(tmp_path, monkeypatch,
         assert torch.equal(mean, plain[:, : min(epoch, length)].mean(1, dtype=torch.float32))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_beside_a_gpu_a_ring_in_main_memory_has_the_bits_of_one_on_the_device(dtype):
+    draw = torch.Generator().manual_seed(0)
+    rings = [torch.zeros(1000, 10, 37, dtype=dtype, device=device) for device in ("cuda", "cpu")]
+    means = [torch.empty(1000, 37, device="cuda") for _ in rings]
+    for epoch in range(1, 25):
+        prediction = torch.rand(1000, 37, generator=draw).cuda()
+        for ring, mean in zip(rings, means, strict=True):
+            ring_update(ring, epoch, prediction, mean)
+        assert torch.equal(rings[0].cpu(), rings[1])
+        assert torch.equal(*means)
+
+
 def test_a_ring_comes_back_where_rings_lie_and_is_dropped(tmp_path):
     maker = ring_maker("file", CPU, tmp_path)
     store, other = LabelStore(5, CPU, None, maker), LabelStore(5, CPU, None, maker)

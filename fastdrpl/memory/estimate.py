@@ -13,6 +13,8 @@ from fastdrpl.memory.network import NetworkSize
 WEIGHTS = 4  # bytes of a weight, of its momentum and of its gradient each
 # What the operations at work hold, in tensors like the largest that waits for the backward pass (fp32).
 TRAINING, LOOKING, LOOKING_HALF = 6, 6, 4
+HEAD = 10  # numbers of four bytes that a loss makes for each image and class
+TARGETS = 2  # copies of all targets while the next ones are made
 LIBRARIES = 140 << 20  # what libraries load and compile when they are first used, and their threads
 ORDER = 450  # bytes of each sample: the order of an epoch, labels, what a detection computes
 TABLES = 450  # bytes of each sample while the tables of labels are written
@@ -70,6 +72,9 @@ def estimate(size: RunSize) -> Estimate:
     """The most that one rank takes."""
     moments = [_moment(size, stage, _step(size, stage)) for stage in size.stages]
     moments += [_moment(size, stage, _look(size)) for stage in size.stages]
+    moments += [
+        _moment(size, stage, 0, targets=TARGETS) for stage in size.stages if _has_targets(size, stage)
+    ]
     moments.append(_moment(size, size.stages[-1], _look(size), end=True))
     host, device = ([moment[place] for moment in moments] for place in (0, 1))
     rings = [ceil(stage.rings * size.samples) for stage in size.stages]
@@ -81,9 +86,12 @@ def estimate(size: RunSize) -> Estimate:
 
 
 def _moment(
-    size: RunSize, stage: StageSize, activations: int, *, end: bool = False
+    size: RunSize, stage: StageSize, activations: int, *, targets: int = 0, end: bool = False
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Host and device in a stage, or when the run ends: the predictions of all samples are then there at once."""
+    """Host and device in a stage, or when the run ends: the predictions of all samples are then there at once.
+
+    `targets`: copies of them while a stage begins and the next targets are made.
+    """
     compute = {
         "weights": size.network.parameters * WEIGHTS * stage.networks * (3 + (size.ranks > 1)),
         "label store": ceil(size.samples * stage.columns) + stage.shared,
@@ -91,10 +99,11 @@ def _moment(
         * ceil(size.samples * stage.drawn),  # those of the epoch before are there while they are made
         "activations": activations,
     }
-    host = {"process": size.process + LIBRARIES, "tables": size.samples * ORDER}
-    if end:
-        compute["predictions"] = size.samples * size.classes * 4
-        host["tables"] += size.samples * TABLES + REPORT + SHOWN * min(size.samples, MOST_SHOWN)
+    compute["predictions"] = _of_all(size) * (targets + end)
+    # What the first stages have freed is not given back as a whole: the report comes on top of any of them.
+    shown = REPORT + SHOWN * min(size.samples, MOST_SHOWN)
+    tables = size.samples * (ORDER + TABLES * end) + shown
+    host = {"process": size.process + LIBRARIES, "tables": tables}
     # The next epoch's targets are made between two epochs: the mean of a ring on the host goes by pieces.
     where = compute if size.ring == "device" else host if size.ring == "host" else {}
     where["ring"] = 0 if end else ceil(size.samples * stage.rings)
@@ -112,13 +121,23 @@ def _step(size: RunSize, stage: StageSize) -> int:
     saved = network.saved * batch * stage.images * stage.networks
     if size.half:  # and the weights, as the operations read them
         saved = saved / 2 + 2 * network.parameters * stage.networks
-    return ceil(saved + batch * (TRAINING * network.largest + 3 * _inputs(size)))
+    head = HEAD * 4 * size.classes
+    return ceil(saved + batch * (TRAINING * network.largest + 3 * _inputs(size) + head))
 
 
 def _look(size: RunSize) -> int:
     """A batch of a pass that only looks."""
     held = (LOOKING_HALF if size.half else LOOKING) * size.network.largest
     return ceil(size.eval_batch / size.ranks) * (held + _inputs(size))
+
+
+def _of_all(size: RunSize) -> int:
+    """Bytes of a prediction of every sample."""
+    return size.samples * size.classes * 4
+
+
+def _has_targets(size: RunSize, stage: StageSize) -> bool:
+    return stage.columns >= 4 * size.classes
 
 
 def _inputs(size: RunSize) -> int:

@@ -205,10 +205,11 @@ class SemiSupervised(Objective):
         labelled, given = store["labelled"], store["given"]
         if self.drpl.start_targets == "random":
             start_pass = dataclasses.replace(stage_pass, purpose=Purpose.start_targets)
-            start = one_hot(draw_labels(start_pass, store.samples, classes, store.device), classes)
+            drawn = draw_labels(start_pass, store.samples, classes, store.device)
+            start = one_hot(torch.where(labelled, given, drawn), classes)
         else:
-            start = torch.full((store.samples, classes), 1.0 / classes, device=store.device)
-        store.put("target", torch.where(labelled[:, None], one_hot(given, classes), start))
+            start = one_hot(given, classes).masked_fill_(~labelled[:, None], 1.0 / classes)
+        store.put("target", start)
         store.put("prediction", torch.zeros(store.samples, classes))
         if self.drpl.semi_targets == "mean":
             store.put_ring("ring", self.drpl.average, classes, ring_type(self.drpl.ring))
