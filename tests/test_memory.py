@@ -105,7 +105,7 @@ def test_a_run_without_a_ring_has_it_nowhere_else():
 
 def test_what_is_said_to_fit_fits():
     """The flags, given to a run, make a size that there is room for."""
-    config, there = recipe_named("folder").config_for("drpl"), Room(40 * GB, 20 * GB, 30 * GB)
+    config, there = recipe_named("folder").config_for("drpl"), Room(40 * GB, 22 * GB, 30 * GB)
     asked = plan_memory(imagenet(), "device", None, OneRank(), there)
     said = remedy(asked.size, flatten(config), there)
     assert said is not None and "--engine.ring file" in said and "--drpl.ring fp16" in said
@@ -292,7 +292,7 @@ def test_out_of_memory_after_a_checkpoint_names_it(tmp_path, monkeypatch, capsys
     assert f"the last checkpoint, {newest}, is kept" in said
     assert "used up while training: relabel, epoch 3" in said and "More words" not in said
     assert "the same command goes on with --engine.ring file" in said
-    assert "or --engine.eval_batch 40 (" in said and "begin another --run with --engine.precision" in said
+    assert "begin another --run with --batch_size 16 (" in said and "--engine.precision bf16" in said
 
 
 @pytest.mark.slow
