@@ -25,6 +25,7 @@ class Place(NamedTuple):
     compiled: bool  # with torch.compile
     copy: float  # bytes a second, read + written
     out: Path
+    half: bool = True  # bf16 on a GPU
 
     @property
     def on_gpu(self) -> bool:
@@ -33,7 +34,7 @@ class Place(NamedTuple):
     @property
     def dtype(self) -> torch.dtype:
         """Of network inputs and logits."""
-        return torch.bfloat16 if self.on_gpu else torch.float32
+        return torch.bfloat16 if self.on_gpu and self.half else torch.float32
 
     @property
     def layout(self) -> torch.memory_format:

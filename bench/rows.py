@@ -83,7 +83,10 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_code() -> dict[str, Any]:
-    """Versions of Python and of what is installed, the commit, and whether the tree differs from it."""
+    """Versions of Python and of what is installed, the commit, and whether the tree differs from it.
+
+    Where the repository did not travel with its files, FASTDRPL_COMMIT says which commit they are.
+    """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -93,7 +96,7 @@ def describe_code() -> dict[str, Any]:
     status = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     return {
         "versions": versions,
-        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD"),
+        "commit": _output("git", "-C", str(ROOT), "rev-parse", "HEAD") or os.environ.get("FASTDRPL_COMMIT"),
         "dirty": None if status is None else status != "",
     }
 

@@ -15,9 +15,10 @@ from fastdrpl.files import read_json, write_json
 from fastdrpl.fixing.origin import FIELD
 from fastdrpl.folder import RunFolder, claim, fingerprint_of, is_bound
 from fastdrpl.journal import NoJournal
+from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
-from fastdrpl.machine import Machine, describe_versions
+from fastdrpl.machine import Machine, cpu_computes_bf16, describe_versions
 from fastdrpl.memory.estimate import RunSize
 from fastdrpl.memory.room import Plan, Room, plan_memory, refuse, tell
 from fastdrpl.memory.sizes import size_of
@@ -55,9 +56,11 @@ class Beginning:
             where = machine.describe()
             say(
                 f"{where['gpu'] or 'CPU'}, {machine.precision}, {machine.world} rank(s), "
-                f"{machine.threads} threads, loader {type(self.train_eyes.loader).__name__}, "
+                f"{machine.threads} threads, {where['mode']} steps, loader {type(self.train_eyes.loader).__name__}, "
                 f"{len(self.train.labels)} training images, {self.state.classes} classes"
             )
+            if machine.device.type == "cpu" and machine.precision == "fp32" and cpu_computes_bf16():
+                say("this processor computes bf16 itself: --engine.precision bf16 may be much faster")
 
     def close(self) -> None:
         """Give back the loaders."""
@@ -116,6 +119,8 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     if machine.main:
         for note in train.notes:
             say(note)
+    if machine.ladder.mode != "eager":
+        state.learners.rehearse(_like_a_step(config, plan, eyes[0], train, machine))
     label = None if test is None else torch.tensor(test.labels.truth, device=machine.device)
     return Beginning(data, train, test, loaders, memory, eyes[0], eyes[1] if test else None, label, state)
 
@@ -133,6 +138,18 @@ def make_room(
     if machine.main:
         say(tell(memory, room))
     return memory
+
+
+def _like_a_step(
+    config: Config, plan: tuple[Stage, ...], eyes: Eyes, train: View, machine: Machine
+) -> torch.Tensor:
+    """Inputs of the kind and size that the first stage's steps have on a rank, all black."""
+    size = -(-(plan[0].batch_size or config.batch_size) // machine.world)
+    pixels = torch.zeros(
+        (1, train.split.height, train.split.width, 3), dtype=torch.uint8, device=machine.device
+    )
+    nothing = torch.zeros(size, dtype=torch.int64, device=machine.device)
+    return eyes.transform.plain(Batch(pixels, nothing, nothing))
 
 
 def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, machine: Machine) -> None:
@@ -159,8 +176,19 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
                 "versions": describe_versions(),
             },
         )
+    ladder = machine.ladder
+    ladder.note = lambda: _note_mode(folder, machine)
+    if read_json(folder.manifest)["machine"].get("mode") != ladder.mode:
+        ladder.note()
     for place in (folder.path, folder.checkpoints):
         remove_leftovers(place)
+
+
+def _note_mode(folder: RunFolder, machine: Machine) -> None:
+    """Keep in the manifest how steps are carried out from now on."""
+    manifest, now = read_json(folder.manifest), machine.describe()
+    manifest["machine"] |= {name: now[name] for name in ("mode", "mode_reasons")}
+    write_json(folder.manifest, manifest)
 
 
 def identity_of_run(config: Config, data: Dataset, train: View) -> dict[str, str]:

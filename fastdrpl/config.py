@@ -84,7 +84,10 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on a GPU or CPU that computes it itself, else fp32. Losses are fp32 always."""
+    """auto = bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
+    mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
+    """How steps are carried out: captured = each as one CUDA graph, compiled = networks by torch.compile; auto = the
+    best of these on a GPU, eager on a CPU (docs/speed.md)."""
     ranks: int = setting(0, within=(0, 65536))
     """Number of processes that must take part; 0 = as many as the launcher started."""
     threads: int = setting(0, within=(0, 65536))
@@ -97,6 +100,9 @@ class EngineConfig:
     eval_batch: int = setting(0, within=COUNT)
     """Global batch size of passes that do not train; 0 = what suits a CPU's cache or fills a GPU. Resolved once, and
     kept when a run continues."""
+    forwards: Literal["apart", "joined"] = "apart"
+    """joined = the two forward passes of a semi-supervised step go through each convolution in one call; same up to
+    rounding."""
     ring: Literal["auto", "device", "host", "file"] = "auto"
     """Where the last predictions lie that pseudo-labels are the mean of: on the device, in main memory, or in a file in
     the run folder that is mapped into it; auto = the first of these that fits. The result is the same."""

@@ -17,8 +17,9 @@ from fastdrpl.learners import Learners
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.order import SMALLEST_TAIL, Order, Pass
 from fastdrpl.machine import Machine
+from fastdrpl.runner import StepRunner
 from fastdrpl.stages import WALKS, Objective, Walk, walk_view
-from fastdrpl.steps import StepInputs, body
+from fastdrpl.steps import StepInputs
 from fastdrpl.store import LabelStore
 
 
@@ -31,6 +32,11 @@ class Course:
     epoch_pass: Pass
     order: Callable[[Pass], Order]  # of a repeat
     first: Order
+    size: int  # images of a step that is no tail, over all ranks
+
+    def is_regular(self, step: int) -> bool:
+        """Whether a step has as many images as were asked for."""
+        return self.images(step) == self.size
 
     def pass_of(self, repeat: int) -> Pass:
         """What keys order and augmentation of a repeat (from 0)."""
@@ -115,15 +121,16 @@ def plan_rounds(
 def _course(
     walk: Walk, number: int, eyes: Eyes, epoch_pass: Pass, batch_size: int, machine: Machine
 ) -> Course:
+    size = walk.batch_size or batch_size
+
     def order(pass_: Pass) -> Order:
-        size = walk.batch_size or batch_size
         # Each rank needs two samples of every batch: walks whose size the data decide must not end a run.
         smallest = max(SMALLEST_TAIL, 2 * machine.world)
         return eyes.order(walk.index, size, pass_, True, machine.rank, machine.world, smallest)
 
     first = order(dataclasses.replace(epoch_pass, view=walk_view(number, 0)))
     _check_batches(first, machine)
-    return Course(walk, number, epoch_pass, order, first)
+    return Course(walk, number, epoch_pass, order, first, size)
 
 
 def _check_batches(order: Order, machine: Machine) -> None:
@@ -145,10 +152,14 @@ def train_epoch(
     inputs: StepInputs,
     epoch_pass: Pass,
     *,
+    run: StepRunner,
     start_step: int,
     after_step: Callable[[int, int], None],
 ) -> None:
-    """The steps of one epoch from `start_step` on. `after_step(done, images)` may stop it by raising."""
+    """The steps of one epoch from `start_step` on, each carried out by `run`.
+
+    `after_step(done, images)` may stop it by raising.
+    """
     machine = learners.machine
     widest = max(
         course.images(s) for row in rounds.courses for course in row for s in (0, len(course.first) - 1)
@@ -166,7 +177,17 @@ def train_epoch(
             batches = tuple(inputs.put(walk, *next(batches)) for walk, batches in enumerate(walks))
             inputs.number.fill_(number)
             shares = tuple(Share(course.images(step), machine.world, *reductions) for course in courses)
-            body(learners, objective, store, eyes.transform, inputs, batches, shares, round_number)
+            run(
+                learners,
+                objective,
+                store,
+                eyes.transform,
+                inputs,
+                batches,
+                shares,
+                round_number,
+                regular=all(course.is_regular(step) for course in courses),
+            )
             number += 1
             after_step(number, sum(share.count for share in shares))
         for batches_left in walks:

@@ -15,13 +15,15 @@ from fastdrpl.lock import LOCK_FILE
 from fastdrpl.methods import load_method
 from fastdrpl.settings import flatten
 
-# What may differ when a run goes on: where it lies, how often it is saved, how pixels reach the device.
+# What may differ when a run goes on: where it lies, how often it is saved, how pixels reach the device, how steps are
+# carried out.
 _NOT_IDENTITY = (
     "run",
     "data",
     "track_with",
     "judge",
     "engine.loader",
+    "engine.mode",
     "engine.workers",
     "engine.ranks",
     "engine.threads",

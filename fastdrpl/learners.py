@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from fastdrpl.compiling import Switch, put_compiled, rehearse
 from fastdrpl.config import ModelConfig, OptimiserConfig
 from fastdrpl.machine import Machine
 from fastdrpl.meter import Meter
 from fastdrpl.models import build_model
+from fastdrpl.models.joined import forward_both
 from fastdrpl.models.layout import choose_layout
 from fastdrpl.stages import Learnt
 
@@ -21,8 +23,8 @@ NETWORK_SEEDS = (
 class Trainee:
     """A network as objectives see it (`stages.Network`)."""
 
-    def __init__(self, network: nn.Module, wrapped: nn.Module, machine: Machine):
-        self.network, self._wrapped, self._machine = network, wrapped, machine
+    def __init__(self, network: nn.Module, wrapped: nn.Module, machine: Machine, joins: bool = False):
+        self.network, self._wrapped, self._machine, self._joins = network, wrapped, machine, joins
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """In training mode, with gradient."""
@@ -32,6 +34,14 @@ class Trainee:
         """In training mode, leaving the running statistics of batch normalisation alone."""
         with self._untracked():
             return self._wrapped(inputs)
+
+    def both(self, free: Tensor, live: Tensor, *, freeze: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits of a batch without gradient, then of one with; in one pass where the run joins them."""
+        if self._joins and not freeze:
+            return forward_both(self._wrapped, free, live)
+        with torch.no_grad():
+            first = self.frozen(free) if freeze else self(free)
+        return first, self(live)
 
     @torch.no_grad()
     def evaluated(self, inputs: Tensor) -> Tensor:
@@ -72,6 +82,7 @@ class Learners:
         machine: Machine,
         *,
         sync_bn: bool = False,
+        joins: bool = False,
     ):
         self.machine, self.settings, self.sync_bn = machine, optimiser, sync_bn
         self.meter = Meter(machine.device)
@@ -81,6 +92,10 @@ class Learners:
             network.to(memory_format=choose_layout(network, machine.device))  # type: ignore[call-overload]
             for network in networks
         ]
+        self._compiling = Switch()
+        if machine.ladder.mode != "eager":
+            for network in networks:
+                put_compiled(network, self._compiling, machine.ladder)
         # A tensor, so that a captured step reads what is in force; fused CUDA kernels read float32.
         exact = torch.float32 if machine.device.type == "cuda" else torch.float64
         self.rate = torch.tensor(optimiser.lr, dtype=exact, device=machine.device)
@@ -96,11 +111,35 @@ class Learners:
         *wrapped, self._optimiser = machine.accelerator.prepare(*networks, sgd)
         self.networks = tuple(networks)
         self.trainees = tuple(
-            Trainee(network, outer, machine) for network, outer in zip(networks, wrapped, strict=True)
+            Trainee(network, outer, machine, joins) for network, outer in zip(networks, wrapped, strict=True)
         )
         self.sgd = sgd
         for parameter in parameters:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @contextlib.contextmanager
+    def compiled(self, wanted: bool) -> Iterator[None]:
+        """In the block networks that train run compiled, if that is wanted and the mode of the run has it."""
+        self._compiling.on = wanted and self.machine.ladder.mode != "eager"
+        try:
+            yield
+        finally:
+            self._compiling.on = False
+
+    def rehearse(self, inputs: Tensor) -> None:
+        """See whether the networks compile, on inputs (b, 3, H, W) of a training step; nothing of them changes.
+
+        Steps down on all ranks where they do not, or raises `UserError` (`modes.Ladder`).
+        """
+        ladder = self.machine.ladder
+        if ladder.mode != "eager":
+            rehearse(self.networks[0], self._compiling, ladder, inputs)
+        if self.machine.highest(int(ladder.mode == "eager")):
+            ladder.step_down("eager", "torch.compile failed on another rank")
+
+    def forget_gradients(self) -> None:
+        """Of a step that was broken off."""
+        self._optimiser.zero_grad()
 
     def set_learning_rate(self, rate: float) -> None:
         """For the steps that follow."""

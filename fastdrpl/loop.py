@@ -16,6 +16,7 @@ from fastdrpl.labels import Labels
 from fastdrpl.loaders.order import Purpose
 from fastdrpl.pace import CONTINUE, STOP, Pace
 from fastdrpl.records import Position, StageRecord
+from fastdrpl.runner import StepRunner
 from fastdrpl.signals import StopRequest
 from fastdrpl.stages import Look, Stage, learning_rate
 from fastdrpl.state import RunState
@@ -36,13 +37,15 @@ class Loop:
     ):
         self.state, self.labels, self.train, self.test = state, labels, train, test
         self._test_label, self._stop = test_label, stop
-        self._inputs = StepInputs(state.machine.device)
+        self._inputs = StepInputs(state.machine.device, still=state.machine.ladder.mode == "captured")
+        self._runner = StepRunner(state.machine)
 
     def run(self) -> None:
         """Train every stage that is left."""
         state = self.state
-        while state.position.stage < len(state.plan):
-            self._stage(state.plan[state.position.stage])
+        with self._runner.stream():
+            while state.position.stage < len(state.plan):
+                self._stage(state.plan[state.position.stage])
 
     def _stage(self, stage: Stage) -> None:
         state = self.state
@@ -79,6 +82,7 @@ class Loop:
             say(
                 f"{stage.name}: its first learning rate is {own.lr:g}; --optimiser.lr, {common.lr:g}, is not used"
             )
+        self._runner.forget()
         state.doing = f"beginning the stage {stage.name}"
         state.begin_stage(stage)
         stage.objective.begin(state.store, state.classes, state.pass_(0, Purpose.train))
@@ -148,6 +152,7 @@ class Loop:
             rounds,
             self._inputs,
             state.pass_(epoch, Purpose.train),
+            run=self._runner,
             start_step=state.position.step,
             after_step=after_step,
         )

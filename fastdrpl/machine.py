@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import numba
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
 
 from fastdrpl import __version__
 from fastdrpl.config import EngineConfig
+from fastdrpl.console import warn
 from fastdrpl.errors import UserError
 from fastdrpl.kernels import dispatch
+from fastdrpl.modes import Ladder, build_ladder
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Machine:
     world: int
     rank: int
     threads: int
+    ladder: Ladder = field(default_factory=Ladder)  # how steps are carried out
 
     @property
     def main(self) -> bool:
@@ -93,7 +96,8 @@ class Machine:
             "precision": self.precision,
             "ranks": self.world,
             "threads": self.threads,
-            "mode": "eager",
+            "mode": self.ladder.mode,
+            "mode_reasons": list(self.ladder.reasons),
             "kernels": dispatch.describe(self.device),
         }
 
@@ -101,9 +105,9 @@ class Machine:
 def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None) -> Machine:
     """Start Accelerate as the launcher asked. `before`: what `Machine.describe` said when the run began.
 
-    What is left open (precision, threads) stays as it was before, since the bits of a result depend on it.
+    What is left open (precision, threads, mode) stays as it was before, since the bits of a result depend on it.
 
-    Raises `UserError` for a device, precision or number of ranks that cannot be had here.
+    Raises `UserError` for a device, precision, mode or number of ranks that cannot be had here.
     """
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -113,8 +117,8 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
     before = before or {}
     precision: str = engine.precision
     if precision == "auto":
-        # Older GPUs and processors emulate bf16, slowly.
-        fast = cpu_computes_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+        # Older GPUs emulate bf16, slowly. On CPUs it is to be asked for: docs/speed.md says why.
+        fast = not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = before.get("precision", "bf16" if fast else "fp32")
     if precision == "fp16" and cpu:
         raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")
@@ -127,7 +131,17 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
         raise UserError(
             str(error), where="the environment", fix="give one of these values, or unset it"
         ) from error
-    accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[
+            # Each weight is cast once in a forward pass: keeping it brings nothing, and in a captured step it would
+            # be the weight of the capture for ever.
+            AutocastKwargs(cache_enabled=False),
+            # `Trainee.share_statistics` gives ranks the same statistics where they are used.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
     if accelerator.distributed_type not in (
         DistributedType.NO,
         DistributedType.MULTI_CPU,
@@ -157,7 +171,19 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
     torch.backends.cudnn.benchmark = not cpu
     # Convolutions of float32 would otherwise run in TF32, with 10 bits of mantissa: fp32 means fp32 here.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return Machine(accelerator, accelerator.device, precision, world, accelerator.process_index, resolved)
+    ladder = build_ladder(
+        engine.mode,
+        before.get("mode"),
+        cuda=not cpu,
+        precision=precision,
+        world=world,
+        sync_bn=engine.sync_bn,
+        debugging=dispatch.debugging(),
+        say=warn if accelerator.process_index == 0 else lambda text: None,
+    )
+    return Machine(
+        accelerator, accelerator.device, precision, world, accelerator.process_index, resolved, ladder
+    )
 
 
 CPU_FLAGS = Path("/proc/cpuinfo")

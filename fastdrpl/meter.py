@@ -13,7 +13,7 @@ SKIPPED_IN_A_ROW = 20  # fp16 steps without an update, after which the scale is 
 class Meter:
     """Sums of the running epoch, on the device: loss, agreement with targets, samples; fp16 steps skipped in a row.
 
-    Everything a step touches stays where it is in memory.
+    Everything a step touches stays where it is in memory, or `placed` counts up between steps.
     """
 
     def __init__(self, device: torch.device):
@@ -21,6 +21,7 @@ class Meter:
         self.values = torch.zeros(4, dtype=torch.float64, device=device)
         self.bad = torch.zeros((), device=device)  # 1 from the first non-finite step on
         self._bad_index = torch.empty(0, dtype=torch.int64, device=device)
+        self.placed = 0  # how often something moved in memory
 
     def reserve(self, batch: int) -> None:
         """Make room for the sample ids of a batch, before the steps of an epoch."""
@@ -28,6 +29,7 @@ class Meter:
             longer = torch.full((batch,), -1, dtype=torch.int64, device=self.device)
             longer[: len(self._bad_index)] = self._bad_index
             self._bad_index = longer
+            self.placed += 1
 
     def note(self, loss: Tensor, agreed: Tensor, share: Share) -> None:
         """Add a step: its loss, weighted by the samples of the global batch, and (b,) bool."""

@@ -34,6 +34,9 @@ class Network(Protocol):
     def frozen(self, inputs: Tensor) -> Tensor:
         """In training mode, leaving the running statistics of batch normalisation alone."""
 
+    def both(self, free: Tensor, live: Tensor, *, freeze: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits of a batch without gradient, then of one with, in training mode; `freeze`: the first is `frozen`."""
+
     def evaluated(self, inputs: Tensor) -> Tensor:
         """In evaluation mode, without gradient."""
 

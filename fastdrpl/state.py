@@ -82,7 +82,10 @@ class RunState:
         return fresh_networks(count, self.config.model, self.classes, self.config.seed, self.machine)
 
     def _learners(self, networks: list[torch.nn.Module], optimiser: OptimiserConfig) -> Learners:
-        return Learners(networks, optimiser, self.machine, sync_bn=self.config.engine.sync_bn)
+        engine = self.config.engine
+        return Learners(
+            networks, optimiser, self.machine, sync_bn=engine.sync_bn, joins=engine.forwards == "joined"
+        )
 
     def resume_or_begin(self) -> None:
         """Go on from the newest checkpoint that verifies, or start."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastdrpl.kernels.loss_head import Share
+from fastdrpl.kernels.streams import WORDS
 from fastdrpl.learners import Learners
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.pixels import Augmented, Transform
@@ -20,46 +21,58 @@ from fastdrpl.stages import Minibatch, Objective, Outcome, Step
 from fastdrpl.store import LabelStore
 
 
-@dataclass(frozen=True)
+@dataclass
 class Slot:
     """Where the batch of one walk is put: views of the first b rows are what a step sees."""
 
     rows: Tensor  # (largest batch,) int64
     index: Tensor  # (largest batch,) int64
     words: Tensor  # (5,) int64: the key words of the pass
+    pixels: Tensor | None = None  # where steps find the images, if they must not move
+    copied: bool = False  # these are copies, as the loader's move
 
 
 class StepInputs:
-    """What changes from step to step and from epoch to epoch, on the device."""
+    """What changes from step to step and from epoch to epoch, on the device.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    `still`: the images too stay where they are, as captured steps need it. `placed` counts the times that something
+    moved in memory.
+    """
+
+    def __init__(self, device: torch.device, *, still: bool = False):
+        self.device, self.still = device, still
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.epoch = torch.zeros((), dtype=torch.int64, device=device)
         self.slots: list[Slot] = []
         self.draws: Any = None
+        self.placed = 0
 
     def begin_epoch(self, epoch: int, walks: int, batch: int, draws: Any) -> None:
         """Room for the walks of an epoch, its number and its random numbers."""
         self.epoch.fill_(epoch)
         if len(self.slots) < walks or len(self.slots[0].rows) < batch:
             self.slots = [
-                Slot(*(torch.zeros(n, dtype=torch.int64, device=self.device) for n in (batch, batch, 5)))
-                for _ in range(walks)
+                Slot(self._numbers(batch), self._numbers(batch), self._numbers(WORDS)) for _ in range(walks)
             ]
+            self.placed += 1
         self._place_draws(draws)
+
+    def _numbers(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int64, device=self.device)
 
     def _place_draws(self, draws: Any) -> None:
         """Copy the tensors of an epoch's draws over those of the last, if they have the same shapes."""
         if draws is not None and not _alike(self.draws, draws):
             self.draws = draws
+            self.placed += 1
         elif draws is not None:
             for item in dataclasses.fields(draws):
                 value = getattr(draws, item.name)
                 if isinstance(value, Tensor):
                     getattr(self.draws, item.name).copy_(value)
-        else:
+        elif self.draws is not None:
             self.draws = None
+            self.placed += 1
 
     def put(self, walk: int, batch: Batch, words: Tensor) -> Batch:
         """The batch of a walk, its rows and index moved into the slot."""
@@ -68,7 +81,26 @@ class StepInputs:
         rows.copy_(batch.rows)
         index.copy_(batch.index)
         slot.words.copy_(words)
-        return Batch(batch.pixels, rows, index)
+        return Batch(self._settle(slot, batch.pixels) if self.still else batch.pixels, rows, index)
+
+    def _settle(self, slot: Slot, pixels: Tensor) -> Tensor:
+        """The images where they stay: where they are, or copied if the loader makes each batch in another place."""
+        if slot.pixels is None:
+            slot.pixels = pixels
+        elif not slot.copied and not _same_place(slot.pixels, pixels):
+            slot.pixels, slot.copied = torch.empty_like(pixels), True
+            self.placed += 1
+        if not slot.copied:
+            return slot.pixels
+        if len(slot.pixels) < len(pixels) or slot.pixels.shape[1:] != pixels.shape[1:]:
+            slot.pixels = torch.empty_like(pixels)
+            self.placed += 1
+        slot.pixels[: len(pixels)].copy_(pixels)
+        return slot.pixels
+
+
+def _same_place(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -16,7 +16,7 @@ class LabelStore:
 
     `total` sums a tensor over ranks (None with one rank). Between two `sync` calls a rank sees its own
     writes only, and each sample is written by one rank at most. A column keeps its place in memory for as long as its
-    shape and type stay: what a captured step reads does not move.
+    shape and type stay: what a captured step reads does not move. `placed` counts the times that something did.
 
     Rings are columns of the last predictions, which no step touches: `rings` makes them (zeros of a shape and type)
     where there is room for them, which need not be on the device.
@@ -35,6 +35,7 @@ class LabelStore:
         self._columns: dict[str, Tensor] = {}
         self._shared: dict[str, Tensor] = {}
         self._written: dict[str, Tensor] = {}
+        self.placed = 0
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -62,6 +63,7 @@ class LabelStore:
             return
         self.drop(name)
         self._columns[name] = self._new_ring(shape, dtype)
+        self.placed += 1
         self._rings.add(name)
 
     @property
@@ -82,10 +84,12 @@ class LabelStore:
         if there is not None and there.shape == values.shape and there.dtype == values.dtype:
             there.copy_(values)
         else:
+            self.placed += 1
             where[name] = values.detach().to(self.device, copy=True).contiguous()
 
     def drop(self, *names: str) -> None:
         """Forget columns and shared tensors that the next stage does not use."""
+        self.placed += 1
         for name in names:
             for where in (self._columns, self._shared, self._written):
                 where.pop(name, None)
@@ -140,6 +144,7 @@ class LabelStore:
         rings: Iterable[str] = (),
     ) -> None:
         """Replace everything by that of a checkpoint; `rings` tells which of the columns are rings."""
+        self.placed += 1
         for where in (self._columns, self._shared, self._written):
             where.clear()
         self._rings.clear()

@@ -12,6 +12,7 @@ from fastdrpl.loaders.resident import ResidentLoader
 from fastdrpl.machine import build_machine
 from fastdrpl.models import build_model
 from fastdrpl.pixels import Transform
+from fastdrpl.runner import StepRunner
 from fastdrpl.steps import StepInputs
 
 N, C = 83, 4
@@ -54,6 +55,7 @@ def one_epoch(learners, objective, store, eyes, pass_, after_step, start_step=0)
         rounds,
         inputs,
         pass_,
+        run=StepRunner(learners.machine),
         start_step=start_step,
         after_step=after_step,
     )

@@ -49,6 +49,11 @@ class ToyNetwork:
         self.calls.append("frozen")
         return self.function(inputs)
 
+    def both(self, free: Tensor, live: Tensor, *, freeze: bool = False) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            first = self.frozen(free) if freeze else self(free)
+        return first, self(live)
+
     def evaluated(self, inputs: Tensor) -> Tensor:
         self.calls.append("evaluated")
         with torch.no_grad():

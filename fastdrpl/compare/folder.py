@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,9 +125,9 @@ def claim_folder(out: Path, identity: dict[str, Any], plan: Plan) -> None:
         write_json(file, identity)
 
 
-def check_data(grid: Grid) -> None:
-    """Raise UserError where a data set is not there: better now than once for every cell."""
-    for data in grid.data:
+def check_data(cells: Sequence[Cell]) -> None:
+    """Raise UserError where the data set of a cell is not there: better now than once for every cell."""
+    for data in {cell.data.label: cell.data for cell in cells}.values():
         if data.path is not None and not (data.path / "dataset.json").is_file():
             raise UserError(
                 f"the data of {data.label!r} are not a prepared dataset",

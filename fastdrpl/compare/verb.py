@@ -64,7 +64,7 @@ def compare(name: str, config: CompareConfig) -> int:
     todo = [cell for cell in chosen if states[cell.name].kind not in ("done", "running")]
     busy = [cell for cell in chosen if states[cell.name].kind == "running"]
     if todo:
-        check_data(grid)
+        check_data(todo)
     return _carry_out(grid, plan, identity, todo, busy, len(chosen), config)
 
 

@@ -232,13 +232,12 @@ class SemiSupervised(Objective):
 
     def loss(self, step: Step) -> Outcome:
         """An un-mixed pass makes the pseudo-label; the mixed one is learnt from, both with the same weights."""
-        forward = step.network if self.drpl.label_forward == "update" else step.network.frozen
         coefficient, partner = step.draws.of(step.number, step.index)
         inputs, mixed = step.images.pair(partner, coefficient)
-        with torch.no_grad():
-            guess = predict(forward(inputs))
+        unmixed, logits = step.network.both(inputs, mixed, freeze=self.drpl.label_forward == "freeze")
+        guess = predict(unmixed)
         head = loss_head(
-            step.network(mixed),
+            logits,
             step.store["target"],
             step.index,
             share=step.share,
