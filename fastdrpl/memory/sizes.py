@@ -1,5 +1,6 @@
 """The numbers of a run that its memory depends on, from what it begins with."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,12 +33,15 @@ def size_of(
             taken = resident_bytes(view.split, view.labels.source_row, machine.device)[0]
             pixels += taken
             decoded = max(decoded, taken if view.split.store != "raw" else 0)
+    stages = stage_sizes(plan, classes, config.batch_size)
+    if config.engine.forwards == "joined":  # the images that teach nothing wait for the backward pass too
+        stages = tuple(dataclasses.replace(stage, images=2 * stage.images) for stage in stages)
     return RunSize(
         samples=len(views[0].labels),
         classes=classes,
         side=transform.size,
         network=network_size(config.model.name, classes, config.model.width, transform.size),
-        stages=stage_sizes(plan, classes, config.batch_size),
+        stages=stages,
         eval_batch=look_batch,
         half=machine.precision != "fp32",
         cuda=cuda,
