@@ -1,6 +1,8 @@
 """The beginning of a run: everything that may be refused is opened and checked before the folder is written to."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -17,10 +19,15 @@ from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
 from fastdrpl.machine import Machine, cpu_computes_bf16, describe_versions
+from fastdrpl.memory.estimate import RunSize
+from fastdrpl.memory.room import Plan, Room, plan_memory, refuse, tell
+from fastdrpl.memory.sizes import size_of
 from fastdrpl.methods import load_method
 from fastdrpl.noise import achieved
 from fastdrpl.pixels import resolve_transform
 from fastdrpl.recipes import recipe_named
+from fastdrpl.rings import ring_maker
+from fastdrpl.settings import flatten
 from fastdrpl.stages import Stage
 from fastdrpl.state import RunState
 from fastdrpl.view import View, open_data, test_view, training_view
@@ -36,6 +43,7 @@ class Beginning:
     train: View
     test: View | None
     loaders: dict[str, str]
+    memory: Plan
     train_eyes: Eyes
     test_eyes: Eyes | None
     test_label: torch.Tensor | None
@@ -92,9 +100,12 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
         config.model.width,
         before.get("eval_batch", BEFORE_IT_WAS_CHOSEN) if before else None,
     )
+    size = size_of(config, plan, views, loaders, look_batch, transform, machine)
+    memory = make_room(config, size, before, machine, folder)
     given = torch.tensor(train.labels.given, device=machine.device)
     classes = len(train.labels.class_names)
-    state = RunState(config, plan, folder, machine, identity, NoJournal(), given, classes)
+    rings = ring_maker(memory.ring, machine.device, folder.path)
+    state = RunState(config, plan, folder, machine, identity, NoJournal(), given, classes, rings)
     eyes = [
         Eyes(
             open_loader(loaders[view.split.name], config.engine, view, machine),
@@ -111,7 +122,22 @@ def open_beginning(config: Config, plan: tuple[Stage, ...], folder: RunFolder, m
     if machine.ladder.mode != "eager":
         state.learners.rehearse(_like_a_step(config, plan, eyes[0], train, machine))
     label = None if test is None else torch.tensor(test.labels.truth, device=machine.device)
-    return Beginning(data, train, test, loaders, eyes[0], eyes[1] if test else None, label, state)
+    return Beginning(data, train, test, loaders, memory, eyes[0], eyes[1] if test else None, label, state)
+
+
+def make_room(
+    config: Config, size: RunSize, before: Mapping[str, Any], machine: Machine, folder: RunFolder
+) -> Plan:
+    """What the run will take, said in a line, and where its rings go. Raises `UserError` where it does not fit.
+
+    `before`: the manifest of a run that goes on.
+    """
+    room = Room.here(machine, folder.path)
+    memory = plan_memory(size, config.engine.ring, before.get("memory", {}).get("ring"), machine, room)
+    refuse(memory, room, machine, config.engine.memory, flatten(config))
+    if machine.main:
+        say(tell(memory, room))
+    return memory
 
 
 def _like_a_step(
@@ -146,6 +172,7 @@ def write_beginning(config: Config, beginning: Beginning, folder: RunFolder, mac
                 "machine": machine.describe(),
                 "loaders": beginning.loaders,
                 "eval_batch": beginning.train_eyes.batch_size,
+                "memory": beginning.memory.describe(),
                 "versions": describe_versions(),
             },
         )

@@ -40,7 +40,7 @@ from fastdrpl.files import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILE_LIMIT = 1 << 30  # bytes of tensors per file: bounds the memory that writing needs
+FILE_LIMIT = 1 << 30  # bytes of tensors per file: bounds the memory that reading needs
 FAULT_POINTS = (
     "checkpoint.folder-made",
     "file.half-written",
@@ -107,6 +107,8 @@ def write_checkpoint(
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a checkpoint name: use checkpoint_name")
+    from fastdrpl.tensor_files import write_tensors
+
     _check_json(dict(state), "state")
     path, temporary = folder / name, folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{name}"
     if path.exists():
@@ -117,8 +119,8 @@ def write_checkpoint(
         temporary.mkdir()
         fault("checkpoint.folder-made")
         files: dict[str, dict[str, Any]] = {}
-        for number, data in enumerate(_serialise(tensors)):
-            files[tensor_file(number)] = _write(temporary / tensor_file(number), data)
+        for number, group in enumerate(_groups(tensors)):
+            files[tensor_file(number)] = write_tensors(temporary / tensor_file(number), group)
             fault("checkpoint.tensors-written")
         files[STATE] = _write(temporary / STATE, dump_json(dict(state)))
         fault("checkpoint.state-written")
@@ -137,21 +139,21 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path, *, identity: Mapping[str, str] | None = None) -> Checkpoint:
-    """Verifies a checkpoint and reads it.
+    """Verifies a checkpoint and reads it; files of more than FILE_LIMIT bytes are mapped.
 
     Raises CheckpointError naming the damaged or missing file; CheckpointMismatch if it is not of `identity`
     (where given).
     """
-    import safetensors.torch
+    from fastdrpl.tensor_files import map_tensors, read_tensors
 
     manifest = verify_checkpoint(path)
     if identity is not None:
         check_identity(path, manifest, identity)
     tensors: dict[str, Tensor] = {}
-    for name in manifest["files"]:
+    for name, entry in manifest["files"].items():
         if name != STATE:
-            # Read whole, not mapped: the tensors must outlive the file, which `prune` removes.
-            tensors.update(safetensors.torch.load((path / name).read_bytes()))
+            read = map_tensors if entry["size"] > FILE_LIMIT else read_tensors
+            tensors.update(read(path / name))
     return Checkpoint(path=path, tensors=tensors, state=json.loads((path / STATE).read_bytes()))
 
 
@@ -241,9 +243,8 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _serialise(tensors: Mapping[str, "Tensor"]) -> Iterator[bytes]:
-    """The tensors as contents of one or more safetensors files, each of FILE_LIMIT bytes or one tensor."""
-    import safetensors.torch
+def _groups(tensors: Mapping[str, "Tensor"]) -> Iterator[dict[str, "Tensor"]]:
+    """The tensors of each file: of FILE_LIMIT bytes, or one tensor."""
     import torch
 
     group: dict[str, Tensor] = {}
@@ -252,12 +253,11 @@ def _serialise(tensors: Mapping[str, "Tensor"]) -> Iterator[bytes]:
         if tensor.layout != torch.strided:
             raise ValueError(f"tensor {name!r} is {tensor.layout}: only dense tensors can be stored")
         if group and size + tensor.nbytes > FILE_LIMIT:
-            yield safetensors.torch.save(group)
+            yield group
             group, size = {}, 0
-        # A copy, because safetensors refuses tensors that share memory (tied weights, views of one buffer).
-        group[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        group[name] = tensor
         size += tensor.nbytes
-    yield safetensors.torch.save(group)
+    yield group
 
 
 def _check_json(value: Any, where: str) -> None:

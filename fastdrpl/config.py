@@ -103,6 +103,11 @@ class EngineConfig:
     forwards: Literal["apart", "joined"] = "apart"
     """joined = the two forward passes of a semi-supervised step go through each convolution in one call; same up to
     rounding."""
+    ring: Literal["auto", "device", "host", "file"] = "auto"
+    """Where the last predictions lie that pseudo-labels are the mean of: on the device, in main memory, or in a file in
+    the run folder that is mapped into it; auto = the first of these that fits. The result is the same."""
+    memory: Literal["refuse", "warn"] = "refuse"
+    """What becomes of a run that is estimated to take more memory than there is: refused, or tried after a warning."""
     sync_bn: bool = False
     """Batch normalisation over all ranks (CUDA only)."""
 

@@ -15,6 +15,7 @@ from fastdrpl.loaders.order import Order, Pass
 from fastdrpl.machine import Machine
 from fastdrpl.pixels import Transform
 from fastdrpl.stages import Look
+from fastdrpl.store import SYNC_BYTES, pieces
 
 
 class OrderFactory(Protocol):
@@ -95,7 +96,10 @@ def gather(machine: Machine, parts: Iterable[tuple[Tensor, Tensor]], samples: in
         whole.index_copy_(0, index, values)
     if whole is None:
         raise ValueError("no samples to look at")
-    return machine.total(whole) if machine.world > 1 else whole
+    if machine.world > 1:
+        for rows in pieces(whole, SYNC_BYTES):
+            whole[rows] = machine.total(whole[rows])
+    return whole
 
 
 def take(learners: Learners, eyes: Eyes, look: Look, given: Tensor, pass_: Pass) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,18 @@ def explain_system_error(error: OSError) -> UserError:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Writes a new file and waits until it is on the disk. Raises OSError; FileExistsError if it is there."""
+    half = len(data) // 2
+    write_pieces(path, (memoryview(data)[:half], memoryview(data)[half:]))
+
+
+def write_pieces(path: Path, pieces: Iterable[memoryview]) -> None:
+    """`write_synced` of a content that is never in memory as a whole."""
     with open(path, "xb") as file:
-        half = len(data) // 2
-        file.write(data[:half])
-        file.flush()
-        fault("file.half-written")
-        file.write(memoryview(data)[half:])
+        for number, piece in enumerate(pieces):
+            if number == 1:
+                file.flush()
+                fault("file.half-written")
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

@@ -28,6 +28,8 @@ _NOT_IDENTITY = (
     "engine.ranks",
     "engine.threads",
     "engine.eval_batch",
+    "engine.ring",
+    "engine.memory",
 )
 _NOT_IDENTITY_SECTIONS = ("checkpoint.",)
 

@@ -64,6 +64,7 @@ class Loop:
         ) as pace:
             while state.position.epoch <= epochs:
                 self._epoch(stage, pace)
+        stage.objective.end(state.store)
         state.position = Position(state.position.stage + 1)
         state.save(stage_end=stage.name)
 
@@ -82,6 +83,7 @@ class Loop:
                 f"{stage.name}: its first learning rate is {own.lr:g}; --optimiser.lr, {common.lr:g}, is not used"
             )
         self._runner.forget()
+        state.doing = f"beginning the stage {stage.name}"
         state.begin_stage(stage)
         stage.objective.begin(state.store, state.classes, state.pass_(0, Purpose.train))
         looks = [look for look in stage.looks if look.due(0, epochs)]
@@ -100,6 +102,7 @@ class Loop:
         rate = learning_rate(epoch, stage.schedule, lr=optimiser.lr, drop=optimiser.drop)
         state.learners.set_learning_rate(rate)
         pace.begin(epoch, rounds.images(), rounds.images(position.step))
+        state.doing = f"training: {stage.name}, epoch {epoch}"
 
         def after_step(done: int, images: int) -> None:
             nonlocal started
@@ -116,8 +119,10 @@ class Loop:
         loss, agreement = state.learners.meter.finish(state.machine)
         state.store.sync()
         metrics = {"stage": stage.name, "epoch": epoch, "lr": rate, "loss": loss, "agreement": agreement}
+        state.doing = f"looking at test and training images: {stage.name}, epoch {epoch}"
         metrics |= self._test(stage, epoch)
         self._look_around(stage, epoch, pace)
+        state.doing = f"making the next targets: {stage.name}, epoch {epoch}"
         stage.objective.refresh(state.store, epoch_pass)
         failed: CollapseError | None = None
         try:

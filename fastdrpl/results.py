@@ -42,6 +42,7 @@ def finish(
 
     `fingerprint`: of the configuration, taken when the run began: its files may be others by now.
     """
+    state.doing = "predicting all images and writing the tables"
     predicted = probabilities(state.learners, eyes, state.pass_(0, Purpose.export), augmented=False)
     on_test = _on_test(state, data, test, test_eyes)
     labels, store = train.labels, state.store

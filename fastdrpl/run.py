@@ -11,6 +11,7 @@ from fastdrpl.folder import RunFolder, check_claim, is_bound, run_folder
 from fastdrpl.journal import NoJournal
 from fastdrpl.loop import Loop
 from fastdrpl.machine import Machine, build_machine
+from fastdrpl.memory.exhausted import explain_out_of_memory, is_out_of_memory
 from fastdrpl.methods import arose_in, load_method, where_in
 from fastdrpl.metrics import Metrics
 from fastdrpl.plan import plan_of
@@ -106,6 +107,8 @@ def _train(
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(error, beginning.state, beginning.memory) from error
         method = load_method(config.method)
         if not method.digest or not arose_in(method, error):
             raise

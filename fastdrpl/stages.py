@@ -162,6 +162,14 @@ Round = tuple[
 ]  # walked side by side: as many steps as the first has, the others start again where they end
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What an objective has in memory beside its columns, for the estimate that a run begins with."""
+
+    images: float = 1.0  # with gradient at once, for each image of the batch and each network
+    drawn: float = 0.0  # bytes of what `draw` returns, for each sample
+
+
 class Objective:
     """What a step minimises and what it writes to the label store; a subclass is a frozen dataclass of settings.
 
@@ -177,6 +185,10 @@ class Objective:
 
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Add the columns that the stage needs; epoch 0 of the pass keys its draws. Default: none."""
+
+    def demand(self, classes: int) -> Demand:
+        """What it has in memory beside its columns. Default: the images of the batch, and no random numbers."""
+        return Demand()
 
     def rounds(self, store: LabelStore, epoch_pass: Pass) -> tuple[Round, ...]:
         """What an epoch walks over, round after round; at most `WALKS` walks. Default: all samples once.
@@ -198,6 +210,9 @@ class Objective:
 
         Also called with epoch 0, after looks before the first epoch.
         """
+
+    def end(self, store: LabelStore) -> None:
+        """After the last epoch and its detection: drop what no later stage uses, before it is saved. Default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from fastdrpl.machine import Machine
 from fastdrpl.metrics import Metrics
 from fastdrpl.records import Position, StageRecord
 from fastdrpl.stages import Stage
-from fastdrpl.store import LabelStore
+from fastdrpl.store import Allocate, LabelStore
 
 
 class RunState:
@@ -46,12 +46,15 @@ class RunState:
         journal: Metrics | NoJournal,
         given: torch.Tensor,
         classes: int,
+        rings: Allocate | None = None,
     ):
         self.config, self.plan, self.folder, self.machine = config, plan, folder, machine
         self.identity, self.journal, self.classes = identity, journal, classes
+        self.doing = "making the networks"  # for who is told that it could not be done
         self.position = Position()
         self.records: list[StageRecord] = []
-        self.store = LabelStore(len(given), machine.device, machine.total if machine.world > 1 else None)
+        total = machine.total if machine.world > 1 else None
+        self.store = LabelStore(len(given), machine.device, total, rings)
         self.given = given
         self.learners = self._fresh(plan[0])
 
@@ -95,11 +98,11 @@ class RunState:
         self.position = Position(**state["position"])
         self._refuse_other_ranks(state.get("ranks", self.machine.world))
         self.records = [StageRecord(**record) for record in state["records"]]
-        tensors = {name: value.to(self.machine.device) for name, value in found.tensors.items()}
-        self._load_learners(tensors)
+        self._load_learners(found.tensors)
         if self.machine.accelerator.scaler is not None:
             self.machine.accelerator.scaler.load_state_dict(state["scaler"])
-        self.store.load(_under("store.", tensors), _under("shared.", tensors))
+        columns, shared = (_under(prefix, found.tensors) for prefix in ("store.", "shared."))
+        self.store.load(columns, shared, state.get("rings", ()))
         self.journal.truncate(state["journal"])
         if self.machine.main:
             at = self.position
@@ -145,6 +148,7 @@ class RunState:
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "journal": self.journal.sync(),
                     "ranks": self.machine.world,
+                    "rings": list(self.store.rings),
                 },
                 identity=self.identity,
             )

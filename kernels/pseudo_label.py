@@ -4,10 +4,14 @@ What: at the end of an epoch its predictions go into a ring of the last epochs, 
 (stage 1); or they become the targets themselves, but for a fresh fifth of the samples, which becomes uniform (stages
 2 and 3). Why a twin: of the ring's slots each is read once and one is written, where plain tensor code also reads the
 written slot, and copies what it averages when the ring is fp16; and the fifth is chosen without a sort and without
-waiting for the device. Its cost for N samples, C classes and a ring of L slots of r bytes: 8 + L r bytes and L
+waiting for the device. A ring that lies in main memory, or in a file that is mapped into it, is gone through in pieces,
+also for a run on a GPU. Its cost for N samples, C classes and a ring of L slots of r bytes: 8 + L r bytes and L
 additions for each of N C numbers; 1 + 8 C bytes and about twelve reads of 9 bytes for each sample of stages 2 and 3.
 The references come first, then the public operations; the twin is `gpu/pseudo_label.py`.
 """
+
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,6 +25,9 @@ from fastdrpl.kernels.streams import check_stream, draw_words, words_on
 RING_TYPES = (torch.float32, torch.float16)
 # A count that is short of a whole number by no more is that number: 0.29 * 100 is 28.999...
 COUNT_TOLERANCE = 5e-7
+PIECE_BYTES = (
+    32 << 20
+)  # of a ring in main memory that are averaged at a time: bounds what torch copies for it
 
 # --- the references ---
 
@@ -89,13 +96,15 @@ def ring_update(ring: Tensor, epoch: int, prediction: Tensor, mean: Tensor | Non
     """Put an epoch's predictions into the ring, and the mean of what it then holds into `mean`, where one is given.
 
     `ring`: (N, length, C) float32 or float16, `prediction`: (N, C), `mean`: (N, C), both float32, all on one device;
-    ring and mean are contiguous and written in place. `epoch`: 1, 2, ... The source is section III-A. On a GPU the
-    slots are added in their order (`ring_mean_in_order`). Raises TypeError and ValueError for other tensors.
+    the ring may lie in main memory where they are on a GPU. Ring and mean are contiguous and written in place.
+    `epoch`: 1, 2, ... The source is section III-A. For a prediction on a GPU the slots are added in their order
+    (`ring_mean_in_order`), wherever the ring lies. Raises TypeError and ValueError for other tensors.
     """
     samples, length, classes = _check_ring(ring)
-    _check_matrix("prediction", prediction, (samples, classes), ring.device)
+    device = prediction.device if prediction.is_cuda and ring.device.type == "cpu" else ring.device
+    _check_matrix("prediction", prediction, (samples, classes), device)
     if mean is not None:
-        _check_matrix("mean", mean, (samples, classes), ring.device, contiguous=True)
+        _check_matrix("mean", mean, (samples, classes), device, contiguous=True)
     if epoch < 1 or length < 1:
         raise ValueError(f"epoch {epoch} of a ring of {length}: wanted both at least 1")
     if choose("pseudo_label", ring.device.type) == "triton":
@@ -106,9 +115,11 @@ def ring_update(ring: Tensor, epoch: int, prediction: Tensor, mean: Tensor | Non
         else:
             ring_average(ring, epoch, prediction.contiguous(), mean)
         return
-    ring_write(ring, epoch, prediction)
-    if mean is not None:
-        mean.copy_(ring_mean(ring, epoch))
+    average = ring_mean if device.type == ring.device.type else ring_mean_in_order
+    for rows in _pieces(samples, length * classes * ring.element_size()):
+        ring_write(ring[rows], epoch, prediction[rows].to(ring.device))
+        if mean is not None:
+            mean[rows].copy_(average(ring[rows], epoch))
 
 
 def sample_keys(stream: Stream | Tensor, samples: int, device: torch.device) -> Tensor:
@@ -158,6 +169,13 @@ def renew_targets(
         twin.renew(target, prediction.contiguous(), labelled.contiguous(), keys, count)
     else:
         target.copy_(renewed_targets(target, prediction, labelled, keys, count))
+
+
+def _pieces(rows: int, row_bytes: int) -> Iterator[slice]:
+    """The rows in pieces of about `PIECE_BYTES`, all of nearly the same length."""
+    count = max(1, min(rows, math.ceil(rows * row_bytes / PIECE_BYTES)))
+    for number in range(count):
+        yield slice(rows * number // count, rows * (number + 1) // count)
 
 
 def _check_ring(ring: Tensor) -> tuple[int, int, int]:

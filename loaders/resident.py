@@ -108,7 +108,7 @@ def _decode_all(
     """The rows in use, decoded: a dense array (M, H, W, 3) on the device, and each sample's place in it."""
     used, handle = np.unique(source_row, return_inverse=True)
     shape = (len(used), split.height, split.width, 3)
-    _check_memory(math.prod(shape), _free_memory(), "main memory", split.path)
+    _check_memory(math.prod(shape), free_memory(), "main memory", split.path)
     if device.type == "cuda":
         _check_memory(math.prod(shape), torch.cuda.mem_get_info(device)[0], "the device", split.path)
     pixels = np.empty(shape, np.uint8)
@@ -140,7 +140,7 @@ def resident_bytes(
     its main memory, each its own (those of a JPEG set also on their way to a device).
     """
     on_device = device.type == "cuda"
-    host = _free_memory() * 3 // 5 // sharers
+    host = free_memory() * 3 // 5 // sharers
     there = torch.cuda.mem_get_info(device)[0] * 3 // 5 if on_device else host
     if split.store == "raw":
         if not on_device:
@@ -158,7 +158,7 @@ def _check_memory(wanted: int, free: int, place: str, path: Path) -> None:
         )
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Bytes that can be had without swapping: what Linux calls available, within this container's limit."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -59,14 +59,14 @@ def test_an_image_off_the_grid_is_refused(raw, change):
 
 
 def test_too_little_memory_is_said_before_decoding(jpeg, monkeypatch):
-    monkeypatch.setattr(resident, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(resident, "free_memory", lambda: 1000)
     monkeypatch.setattr(resident, "decode_row", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UserError, match="GB free"):
         ResidentLoader(jpeg[0], np.arange(ROWS))
 
 
 def test_free_memory_is_a_plausible_number():
-    assert 50e6 < resident._free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 50e6 < resident.free_memory() < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_decoding_tells_its_progress(jpeg, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import debug_launcher
 
+from fastdrpl import store as store_module
 from fastdrpl.store import LabelStore
 
 CPU = torch.device("cpu")
@@ -71,6 +72,7 @@ def _two_ranks() -> None:
         dist.all_reduce(values)
         return values
 
+    store_module.SYNC_BYTES = 48  # three rows at a time
     torch.manual_seed(3)
     truth = torch.randn(11, 4)
     store = LabelStore(11, CPU, total)

@@ -35,7 +35,7 @@ from fastdrpl.looks import judged_by_loss, loss_looks
 from fastdrpl.methods.mixup import Mixup
 from fastdrpl.phases import split_schedule
 from fastdrpl.settings import ALPHA, POSITIVE, SHARE, WEIGHT, Schedule, scale_epoch, setting
-from fastdrpl.stages import Look, Objective, Outcome, Stage, Step
+from fastdrpl.stages import Demand, Look, Objective, Outcome, Stage, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,6 +124,10 @@ class Bootstrap(Objective):
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Targets are made in each step: those of the mixup stage are of no more use."""
         store.drop("target")
+
+    def demand(self, classes: int) -> Demand:
+        """A key for each sample."""
+        return Demand(drawn=8)
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
         """A mixing coefficient for each step and a key for each sample."""

@@ -36,7 +36,7 @@ from fastdrpl.lazy import (
 from fastdrpl.loaders.order import SMALLEST_TAIL, Pass
 from fastdrpl.looks import loss_column
 from fastdrpl.settings import ALPHA, POSITIVE, WEIGHT, Schedule, scale_epoch, setting
-from fastdrpl.stages import Look, Objective, Outcome, Round, Stage, Step, Walk
+from fastdrpl.stages import Demand, Look, Objective, Outcome, Round, Stage, Step, Walk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -218,7 +218,7 @@ class CoDivide(Objective):
         store.put("normalised", torch.zeros(samples, 2))
         store.put("by_rule", torch.zeros(samples, 2, dtype=torch.int32))
         if average > 1:
-            store.put("ring", torch.zeros(samples, average, 2))
+            store.put_ring("ring", average, 2)
 
     def refresh(self, store: LabelStore, epoch_pass: Pass) -> None:
         """A mixture of each network's normalised losses gives w and the split for the other (3.1)."""
@@ -257,6 +257,10 @@ class CoDivide(Objective):
                 walks.append(Walk(np.flatnonzero(~labelled)))
             result.append(tuple(walks))
         return tuple(result)
+
+    def demand(self, classes: int) -> Demand:
+        """Two augmentations of a labelled and an unlabelled batch, for one network at a time; four keys."""
+        return Demand(images=2, drawn=32)
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Matching:
         """Mixing coefficients, partners, and the weight of the unlabelled term, which grows within each round."""

@@ -29,7 +29,7 @@ from fastdrpl.lazy import (
 from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.looks import judged_by_loss
 from fastdrpl.settings import ALPHA, POSITIVE, SHARE, WEIGHT, Schedule, scale_epoch, setting
-from fastdrpl.stages import Look, Objective, Outcome, Round, Stage, Step, Walk, Write
+from fastdrpl.stages import Demand, Look, Objective, Outcome, Round, Stage, Step, Walk, Write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +160,7 @@ class Relabel(Objective):
         """Targets start as the given labels."""
         store.put("target", one_hot(store["given"], classes))
         store.put("prediction", torch.zeros(store.samples, classes))
-        store.put("ring", new_ring(store.samples, self.average, classes, self.ring))
+        store.put_ring("ring", self.average, classes, ring_type(self.ring))
 
     def loss(self, step: Step) -> Outcome:
         """The one forward pass of the step also gives the predictions that become pseudo-labels."""
@@ -182,6 +182,10 @@ class Relabel(Objective):
         mean = store["target"] if epoch >= self.given_epochs else None
         ring_update(store["ring"], epoch, store["prediction"], mean)
 
+    def end(self, store: LabelStore) -> None:
+        """The targets are made: what they were averaged from is not needed any more."""
+        store.drop("ring")
+
 
 @dataclass(frozen=True)
 class SemiSupervised(Objective):
@@ -201,13 +205,14 @@ class SemiSupervised(Objective):
         labelled, given = store["labelled"], store["given"]
         if self.drpl.start_targets == "random":
             start_pass = dataclasses.replace(stage_pass, purpose=Purpose.start_targets)
-            start = one_hot(draw_labels(start_pass, store.samples, classes, store.device), classes)
+            drawn = draw_labels(start_pass, store.samples, classes, store.device)
+            start = one_hot(torch.where(labelled, given, drawn), classes)
         else:
-            start = torch.full((store.samples, classes), 1.0 / classes, device=store.device)
-        store.put("target", torch.where(labelled[:, None], one_hot(given, classes), start))
+            start = one_hot(given, classes).masked_fill_(~labelled[:, None], 1.0 / classes)
+        store.put("target", start)
         store.put("prediction", torch.zeros(store.samples, classes))
         if self.drpl.semi_targets == "mean":
-            store.put("ring", new_ring(store.samples, self.drpl.average, classes, self.drpl.ring))
+            store.put_ring("ring", self.drpl.average, classes, ring_type(self.drpl.ring))
         else:
             store.drop("ring")
 
@@ -216,6 +221,10 @@ class SemiSupervised(Objective):
         if not self.only_labelled:
             return super().rounds(store, epoch_pass)
         return ((Walk(np.flatnonzero(store["labelled"].cpu().numpy())),),)
+
+    def demand(self, classes: int) -> Demand:
+        """A key for each sample."""
+        return Demand(drawn=8)
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
         """A mixing coefficient for each step and a key for each sample."""
@@ -249,7 +258,11 @@ class SemiSupervised(Objective):
         redraw_pass = dataclasses.replace(epoch_pass, purpose=Purpose.redraw)
         renew_targets(store["target"], guess, store["labelled"], redraw_pass.stream, self.drpl.redraw)
 
+    def end(self, store: LabelStore) -> None:
+        """Another stage begins with targets and a ring of its own."""
+        store.drop("ring")
 
-def new_ring(samples: int, average: int, classes: int, kind: str) -> Tensor:
-    """An empty ring of predictions: (N, length, C)."""
-    return torch.zeros(samples, average, classes, dtype=torch.float32 if kind == "fp32" else torch.float16)
+
+def ring_type(kind: str) -> torch.dtype:
+    """What `--drpl.ring` means."""
+    return torch.float32 if kind == "fp32" else torch.float16

@@ -29,7 +29,7 @@ from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.looks import loss_looks
 from fastdrpl.methods.ce import CrossEntropy
 from fastdrpl.settings import POSITIVE, Schedule, scale_epoch, setting
-from fastdrpl.stages import Look, Objective, Outcome, Round, Stage, Step, Walk
+from fastdrpl.stages import Demand, Look, Objective, Outcome, Round, Stage, Step, Walk
 from fastdrpl.weighting import lowest, weighted_mean
 
 if TYPE_CHECKING:
@@ -217,6 +217,10 @@ class CoTeaching(Objective):
         if self.incv.candidates == "no" or epoch_pass.epoch <= after or not enough:
             return ((first,),)
         return ((first, Walk(candidate, size)),)
+
+    def demand(self, classes: int) -> Demand:
+        """Candidates beside the labelled ones."""
+        return Demand(images=1.5)
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
         """Nothing random: R(t) = 1 - forget min(t / forget_epochs, 1), with t from 0."""

@@ -18,7 +18,7 @@ from fastdrpl.lazy import draw_mixing, loss_head, one_hot, torch
 from fastdrpl.loaders.order import Pass
 from fastdrpl.looks import judged_by_loss
 from fastdrpl.settings import ALPHA, SHARE, Schedule, setting
-from fastdrpl.stages import Objective, Outcome, Stage, Step
+from fastdrpl.stages import Demand, Objective, Outcome, Stage, Step
 
 if TYPE_CHECKING:
     from fastdrpl.store import LabelStore
@@ -59,6 +59,10 @@ class Mixup(Objective):
     def begin(self, store: LabelStore, classes: int, stage_pass: Pass) -> None:
         """Targets are the given labels."""
         store.put("target", one_hot(store["given"], classes))
+
+    def demand(self, classes: int) -> Demand:
+        """A key for each sample."""
+        return Demand(drawn=8)
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
         """A mixing coefficient for each step and a key for each sample."""

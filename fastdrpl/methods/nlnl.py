@@ -26,9 +26,8 @@ from fastdrpl.kernels import philox
 from fastdrpl.lazy import Confidence, compiled_words, cross_entropy, label_loss, ring_update, torch
 from fastdrpl.loaders.order import Pass, Purpose
 from fastdrpl.looks import loss_looks
-from fastdrpl.methods.drpl import new_ring
 from fastdrpl.settings import POSITIVE, SHARE, WEIGHT, Schedule, setting
-from fastdrpl.stages import Objective, Outcome, Stage, Step, Write
+from fastdrpl.stages import Demand, Objective, Outcome, Stage, Step, Write
 from fastdrpl.weighting import weighted_mean
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class Believing(Objective):
         if self.before == 0:
             for name in ("seen", "belief"):
                 store.put(name, torch.zeros(store.samples))
-            store.put("ring", new_ring(store.samples, self.nlnl.average, 1, "fp32"))
+            store.put_ring("ring", self.nlnl.average, 1)
             everyone = torch.ones(store.samples, dtype=torch.bool, device=store.device)
             store.put_shared("class_weight", class_weights(self.nlnl, store["given"], everyone, classes))
 
@@ -164,6 +163,10 @@ class Complements:
 @dataclass(frozen=True)
 class Negative(Believing):
     """Negative learning (equation 2); after the first stage on the samples with p[y] >= 1 / C alone."""
+
+    def demand(self, classes: int) -> Demand:
+        """The complementary labels."""
+        return Demand(drawn=4 * complements(self.nlnl.complementary, classes))
 
     def draw(self, store: LabelStore, epoch_pass: Pass, steps: int) -> Any:
         """Complementary labels for all samples."""
@@ -210,7 +213,7 @@ class LearnKept(Objective):
         store.put_shared("class_weight", weight)
         store.put("prediction", torch.zeros(store.samples, classes))
         store.put("target", torch.zeros(store.samples, classes))
-        store.put("ring", new_ring(store.samples, self.nlnl.average, classes, "fp32"))
+        store.put_ring("ring", self.nlnl.average, classes)
 
     def loss(self, step: Step) -> Outcome:
         """Mean over the kept ones, by their class weights."""
