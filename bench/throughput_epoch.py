@@ -52,7 +52,7 @@ from bench.synthetic import write_dataset
 WARMUP, TURNS, TOP = 1, 3, 15
 TEST_SHARE = 5  # training images for each test image, as in CIFAR
 # Of random data, for seconds of the slowest side on two cores; multiples of the batch sizes, so that none has a tail.
-CPU_IMAGES = {16: 4_096, 64: 512}
+CPU_IMAGES = {16: 3_072, 64: 384}
 GPU_IMAGES = {32: 49_664, 64: 24_576}
 COMPILED = {"cpu": ("default",), "cuda": ("reduce-overhead", "max-autotune")}
 EXTRA = "reference, training"
