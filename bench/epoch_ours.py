@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 
 from fastdrpl.beginning import open_beginning, write_beginning
 from fastdrpl.config import AugmentConfig, Config, EngineConfig, ModelConfig
 from fastdrpl.folder import RunFolder
+from fastdrpl.loaders.order import Order, Purpose
 from fastdrpl.loop import Loop
 from fastdrpl.machine import build_machine
 from fastdrpl.metrics import Metrics
@@ -125,6 +127,12 @@ class Ours:
         """Of an epoch."""
         return self.eyes.samples
 
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        pass_ = self.state.pass_(FIRST, Purpose.train)
+        return len(Order(np.arange(self.images), self.state.config.batch_size, pass_, shuffle=False))
+
     def describe(self) -> str:
         """How it computes: mode and precision."""
         said = self.machine.describe()
@@ -138,8 +146,7 @@ class Ours:
 
     def _stream(self) -> contextlib.AbstractContextManager[Any]:
         """Where a run whose steps are recorded does everything."""
-        runner = getattr(self.loop, "_runner", None)
-        return contextlib.nullcontext() if runner is None else runner.stream()
+        return self.loop._runner.stream()
 
     def losses(self, steps: int) -> list[float]:
         """The mean loss of each of the next steps, in as many epochs as that takes."""

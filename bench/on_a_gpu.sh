@@ -187,7 +187,7 @@ rehearse_data() { # in two parts, of which the second comes later
 rehearse_cifar10() { # stopped within its first stage, and called again
     rehearse_data || return
     local run=$FASTDRPL_STATE/runs/u08 code
-    tiny_run[1]=0.1
+    tiny_run[1]=0.05
     train 500 u08 --noise.kind uniform --noise.ratio 0.8 "${tiny_run[@]}" &
     until [[ -s $run/metrics.jsonl ]]; do sleep 0.2; kill -0 $! || return; done
     kill -TERM "$(pgrep -P $! timeout)"

@@ -93,7 +93,7 @@ def sides_of(
     torch.compiler.reset()  # it compiles a function anew for a few cases only
     ours = Ours(config(), folder / "ours", case.task)
     peer, device = peer_of(ours), ours.machine.device
-    bf16 = has_bf16(device) and words.precision != "fp32"
+    bf16 = ours.machine.precision == "bf16"
     made: dict[str, Callable[[], Callable[[], object]]] = {"ours": lambda: ours.epoch}
     if case.task == "semi" and "forwards" not in engine_of(words):
         made["ours, joined"] = lambda: Ours(config(forwards="joined"), folder / "joined", case.task).epoch
@@ -125,13 +125,19 @@ def compare(case: Case, data: Path, folder: Path, words: argparse.Namespace) -> 
     flops, limit = flops_of(peer), limit_seconds(peer, ours.images, rate)
     seconds = measure_in_turns(sides, warmup=WARMUP, repeats=words.turns)
     print(f"\n{case}: {ours.images:,} + {len(peer.test_label):,} images, ours is {ours.describe()}; medians")
+    for reason in ours.machine.describe()["mode_reasons"]:
+        print(reason)
     print(f"{flops / 1e9:.3f} GFLOP an image; a matrix product runs at {rate / 1e9:,.0f} GFLOP/s here")
-    print(f"  {'':<38}{'s/epoch':>9}{'images/s':>10}{'% of bare':>11}{'% of limit':>11}{'ours is':>9}")
+    print(
+        f"  {'':<38}{'s/epoch':>9}{'ms/step':>10}{'images/s':>10}{'% of bare':>11}{'% of limit':>11}{'ours is':>9}"
+    )
     for name in sides:
         row = _row(name, case, ours, seconds, flops, rate, limit, words)
         bare, most = row["percent_of_bare"], row["percent_of_limit"]
+        step = "" if name in WHOLE else f"{1e3 * row['seconds_per_step']:.2f}"
         print(
-            f"  {name:<38}{row['p50']:>9.3f}{row['images_per_second']:>10,.0f}"
+            f"  {name:<38}{row['p50']:>9.3f}{step:>10}"
+            f"{row['images_per_second']:>10,.0f}"
             f"{'' if bare is None else f'{bare:.1f}':>11}{'' if most is None else f'{most:.1f}':>11}"
             f"{row['ratio_to_ours']:>8.2f}x",
             flush=True,
@@ -167,8 +173,10 @@ def _row(
         threads=ours.machine.threads,
         device=str(ours.machine.device),
         mode=ours.machine.describe()["mode"],
+        mode_reasons=ours.machine.describe()["mode_reasons"],
         data="random" if words.data is None else str(words.data),
         workers=words.workers if name.startswith("reference") else 0,
+        seconds_per_step=took / ours.steps,
         images_per_second=round(ours.images / took, 1),
         flops_per_image=flops,
         product_flops_per_second=rate,
@@ -283,7 +291,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--sides", nargs="+", default=(), help="sides whose name has one of these words; ours always"
     )
-    parser.add_argument("--precision", default="auto", help="of ours (and, if fp32, of plain torch)")
+    parser.add_argument(
+        "--precision", help="of ours, bare and plain torch; default: bf16 where there is such"
+    )
     parser.add_argument("--mode", default="", help="of ours: eager, compiled, captured")
     parser.add_argument("--forwards", default="", help="of ours: apart, joined")
     parser.add_argument("--workers", type=int, default=0, help="of the reference; 0 = one a core, 8 at most")
@@ -295,6 +305,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS / "throughput_epoch.jsonl")
     words = parser.parse_args()
     words.device = words.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    words.precision = words.precision or ("bf16" if has_bf16(torch.device(words.device)) else "auto")
     on_gpu = words.device == "cuda"
     if words.quick:
         words.turns, words.images = 1, words.images or 256

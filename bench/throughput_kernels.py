@@ -14,13 +14,13 @@ bench/results/throughput_kernels.jsonl or to `--out`.
 """
 
 import argparse
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # the repository, not this folder
 
 import torch
 
@@ -40,7 +40,7 @@ def cases(place: Place, quick: bool) -> Iterator[tuple[str, Callable[[], None]]]
             run = functools.partial(bench_images, place, case, batch)
             yield f"{case.crop}{case.size}", run
     # Autocast hands logits on as float32: those of steps. In bf16 the kernel reads half of that.
-    places = (place, dataclasses.replace(place, half=False)) if place.on_gpu else (place,)
+    places = (place, place._replace(half=False)) if place.on_gpu else (place,)
     for classes in CLASSES:
         for batch in batches:
             for each in places:

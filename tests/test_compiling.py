@@ -60,6 +60,16 @@ def test_new_networks_use_what_was_compiled_for_those_before(compiler):
     assert compiled.learners.tensors().keys() == eager.learners.tensors().keys()
 
 
+def test_joined_forward_passes_are_compiled_as_one(compiler):
+    compiler("aot_eager")
+    told = []
+    compiled = Training(Ladder("compiled", say=told.append), SEMI, joins=True)
+    eager = Training(Ladder(), SEMI, joins=True)
+    for number in (1, 2):
+        assert compiled.epoch(number) == pytest.approx(eager.epoch(number), rel=1e-5)
+    assert graphs() == 1 and told == []
+
+
 def test_the_real_compiler_gives_the_loss_curve_of_eager_steps(compiler):
     compiled, eager = Training(Ladder("compiled"), RELABEL), Training(Ladder(), RELABEL)
     for number in range(1, 5):

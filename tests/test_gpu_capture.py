@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 import toy
+from accelerate.state import AcceleratorState
 from gpu_device import needs_gpu
 from test_runner import METHODS
 from tiny_training import RELABEL, SEMI, Training
@@ -18,6 +19,15 @@ from fastdrpl.run import run
 from fastdrpl.runner import WARM_UP, StepRunner
 
 pytestmark = needs_gpu
+
+
+@pytest.fixture(autouse=True)
+def any_precision():
+    """Accelerate holds one device and precision for a process: forget them before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 OBJECTIVES = {"relabel": RELABEL, "semi": SEMI}
 

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_compare_tables import cells_of, finish, make
 
 from bench.bare_machine import canonical, matches, patterns
 from bench.carry_data import Missing, join, split
+from bench.kernel_timing import Place
 from bench.synthetic import write_dataset
 from bench.table4_rows import write_rows
+from bench.throughput_kernels import cases
 from fastdrpl.compare.folder import check_data
 from fastdrpl.errors import UserError
 from fastdrpl.loaders.dataset import open_dataset
@@ -194,6 +197,12 @@ def test_finished_cells_become_rows_once(tmp_path: Path) -> None:
     row = found["drpl"]
     assert (row["what"], row["best"], row["last"], row["p50"]) == ("cifar10, U-0.8", 0.5, 0.7, 30.0)
     assert row["paper_best"] == pytest.approx(0.6435)  # Table IV
+
+
+def test_the_loss_head_is_measured_in_both_precisions_on_a_gpu(tmp_path: Path) -> None:
+    place = Place(torch.device("cuda"), 1, 1, True, 1.0, tmp_path / "rows.jsonl")
+    halves = [run.args[0].dtype for word, run in cases(place, quick=True) if word == "loss"]
+    assert halves.count(torch.float32) == halves.count(torch.bfloat16) > 0
 
 
 def test_only_the_data_of_cells_that_run_must_be_there(tmp_path: Path) -> None:

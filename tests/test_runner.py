@@ -54,6 +54,12 @@ def another_precision():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def test_joined_forward_passes_are_replayed_to_the_bit():
+    captured, eager = both(SEMI, joins=True)
+    assert captured.runner.replays == 2 * 5 - WARM_UP
+    assert toy.differing(captured.numbers(), eager.numbers()) == []
+
+
 def test_weights_are_cast_anew_in_each_replay(another_precision):
     captured, eager = both(SEMI, precision="bf16")
     assert captured.machine.precision == "bf16" and captured.runner.replays > 0

@@ -47,7 +47,9 @@ class Loader:
 class Training:
     """An objective on a tiny network, epoch by epoch."""
 
-    def __init__(self, ladder: Ladder, objective, *, moving=False, device="cpu", precision="fp32"):
+    def __init__(
+        self, ladder: Ladder, objective, *, moving=False, device="cpu", precision="fp32", joins=False
+    ):
         if torch.cuda.is_available():  # Accelerate holds one device and precision for a process
             AcceleratorState._reset_state(reset_partial_state=True)
         machine = build_machine(EngineConfig(device=device, threads=1, precision=precision, mode="eager"))
@@ -55,7 +57,7 @@ class Training:
         self.graphs = CpuGraphs() if device == "cpu" else None
         self.runner = StepRunner(self.machine, self.graphs)
         self.inputs = StepInputs(machine.device, still=True)
-        self.objective = objective
+        self.objective, self.joins = objective, joins
         self.eyes = Eyes(Loader(moving, machine.device), Transform(8, 1, True, (0.5,) * 3, (0.2,) * 3), N)
         self.store = LabelStore(N, machine.device)
         self.store.put("given", GIVEN)
@@ -69,7 +71,9 @@ class Training:
         network = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, C)
         )
-        self.learners = Learners([network.to(self.machine.device)], OptimiserConfig(lr=0.02), self.machine)
+        self.learners = Learners(
+            [network.to(self.machine.device)], OptimiserConfig(lr=0.02), self.machine, joins=self.joins
+        )
 
     def epoch(self, number: int) -> tuple[float, float]:
         pass_ = Pass(1, 1, number, Purpose.train)

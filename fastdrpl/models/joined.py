@@ -5,7 +5,7 @@ the other, so that its statistics are those of two forward passes.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Joined:
 def forward_both(network: nn.Module, free: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     """The logits of two batches, the first without gradient: as of two forward passes, up to rounding."""
     logits = network(Joined(free, live))
-    counts = [layer.num_batches_tracked for layer in network.modules() if _counts(layer)]
+    counts = [cast(Tensor, layer.num_batches_tracked) for layer in network.modules() if _counts(layer)]
     if counts:
         torch._foreach_add_(counts, 1)  # a layer counts its calls, and saw two batches in one
     return logits.free, logits.live
