@@ -144,10 +144,15 @@ def with_fault(fault, run):
 def test_a_signal_saves_and_ends_with_75(unbroken, tmp_path, number):
     """R3."""
     run = tmp_path / "run"
-    codes = []
+    codes, log = [], run.with_suffix(".log")
+
+    def begun():
+        return log.read_text().count("training images, ") if log.exists() else 0
+
     for moment in (0.3, 0.8, 0.5):
+        before = begun()
         process = toy.start(run, "--checkpoint.every", "1e9")
-        toy.wait_until(lambda: (run / "metrics.jsonl").exists())
+        toy.wait_until(lambda before=before: begun() > before)  # from here on it listens
         time.sleep(moment)
         began = time.monotonic()
         os.kill(process.pid, number)
