@@ -13,6 +13,7 @@ from bench.kernel_timing import measure_copy
 from bench.rows import measure
 from fastdrpl.loaders.order import Order, Pass, Purpose
 from fastdrpl.models import build_model
+from fastdrpl.models.layout import choose_layout
 
 SGD_BYTES = 20  # of a parameter: weight, momentum and gradient read, weight and momentum written, float32
 
@@ -35,6 +36,7 @@ def bare_loop(ours: Ours, peer: Peer) -> Callable[[], None]:
     largest = int(np.argmax(sizes))  # a short tail joins the batch before it
     batch = next(iter(ours.eyes.loader.epoch(order, start_step=largest)))
     inputs = ours.eyes.transform.train(batch, pass_.stream)
+    inputs = inputs.contiguous(memory_format=choose_layout(network, peer.device))
     label = torch.from_numpy(peer.given).to(peer.device)[batch.index]
     kind = torch.bfloat16 if ours.machine.precision == "bf16" else torch.float16
     network.train()

@@ -76,7 +76,7 @@ def look_at_all(
         trainee.network.eval()
     for batch in eyes.loader.epoch(order):
         inputs = eyes.transform.train(batch, pass_.stream) if augmented else eyes.transform.plain(batch)
-        logits = [trainee.network(inputs) for trainee in learners.trainees]
+        logits = [trainee.network(trainee.lay(inputs)) for trainee in learners.trainees]
         yield batch.index, [torch.log_softmax(values.float(), 1) for values in logits]
 
 

@@ -25,20 +25,21 @@ class Trainee:
 
     def __init__(self, network: nn.Module, wrapped: nn.Module, machine: Machine, joins: bool = False):
         self.network, self._wrapped, self._machine, self._joins = network, wrapped, machine, joins
+        self._layout = choose_layout(network, machine.device)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """In training mode, with gradient."""
-        return self._wrapped(inputs)
+        return self._wrapped(self.lay(inputs))
 
     def frozen(self, inputs: Tensor) -> Tensor:
         """In training mode, leaving the running statistics of batch normalisation alone."""
         with self._untracked():
-            return self._wrapped(inputs)
+            return self._wrapped(self.lay(inputs))
 
     def both(self, free: Tensor, live: Tensor, *, freeze: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of a batch without gradient, then of one with; in one pass where the run joins them."""
         if self._joins and not freeze:
-            return forward_both(self._wrapped, free, live)
+            return forward_both(self._wrapped, self.lay(free), self.lay(live))
         with torch.no_grad():
             first = self.frozen(free) if freeze else self(free)
         return first, self(live)
@@ -49,9 +50,13 @@ class Trainee:
         self.share_statistics()
         self.network.eval()
         try:
-            return self._wrapped(inputs)
+            return self._wrapped(self.lay(inputs))
         finally:
             self.network.train()
+
+    def lay(self, inputs: Tensor) -> Tensor:
+        """The inputs in the network's layout: else its first convolution turns them in each pass and once backward."""
+        return inputs.contiguous(memory_format=self._layout)
 
     def share_statistics(self) -> None:
         """Give every rank the running statistics of the first."""
@@ -133,7 +138,7 @@ class Learners:
         """
         ladder = self.machine.ladder
         if ladder.mode != "eager":
-            rehearse(self.networks[0], self._compiling, ladder, inputs)
+            rehearse(self.networks[0], self._compiling, ladder, self.trainees[0].lay(inputs))
         if self.machine.highest(int(ladder.mode == "eager")):
             ladder.step_down("eager", "torch.compile failed on another rank")
 

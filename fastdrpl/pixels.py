@@ -50,7 +50,7 @@ class Transform:
             flip=self.flip,
             mean=self.mean,
             std=self.std,
-            # A CPU's kernels write the one order only; the first convolution turns it (`models.layout`).
+            # A CPU's kernels write the one order only (`learners.Trainee.lay`).
             memory_format=torch.channels_last if batch.pixels.is_cuda else torch.contiguous_format,
         )
 

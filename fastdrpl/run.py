@@ -14,10 +14,12 @@ from fastdrpl.machine import Machine, build_machine
 from fastdrpl.memory.exhausted import explain_out_of_memory, is_out_of_memory
 from fastdrpl.methods import arose_in, load_method, where_in
 from fastdrpl.metrics import Metrics
+from fastdrpl.modes import first_line
 from fastdrpl.plan import plan_of
 from fastdrpl.results import finish
 from fastdrpl.settings import flatten
 from fastdrpl.signals import StopRequest
+from fastdrpl.stages import Stage
 from fastdrpl.traces import Traces
 from fastdrpl.tracking import Trackers, parse_trackers
 from fastdrpl.view import open_data, training_view
@@ -39,11 +41,11 @@ def run(config: Config) -> dict[str, Any]:
     with StopRequest() as stop:
         if not machine.main:
             machine.wait()  # until rank 0 holds the folder; if it cannot, the launcher ends us
-            return _train(config, open_beginning(config, plan, folder, machine), folder, machine, stop)
+            return _train(config, _open(config, plan, folder, machine), folder, machine, stop)
         with Traces(folder.path) as traces:
             check_claim(folder, config)
             machine.wait()
-            beginning = open_beginning(config, plan, folder, machine)
+            beginning = _open(config, plan, folder, machine)
             write_beginning(config, beginning, folder, machine)
             traces.keep()
             _forget_failure(folder)
@@ -54,6 +56,21 @@ def run(config: Config) -> dict[str, Any]:
             except UserError as error:
                 _note_failure(folder, error)
                 raise
+
+
+def _open(config: Config, plan: tuple[Stage, ...], folder: RunFolder, machine: Machine) -> Beginning:
+    """`open_beginning`, with an error for people where memory runs out on the way."""
+    try:
+        return open_beginning(config, plan, folder, machine)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"memory is used up before training begins: {first_line(error)}",
+            where=f"{folder.path}; nothing was written there",
+            fix="take a smaller --model.width, --engine.loader worker or fewer ranks on this machine, or end what else "
+            "takes memory here, and give the same command",
+        ) from error
 
 
 def _note_failure(folder: RunFolder, error: UserError) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pkgutil
 import re
 import resource
 from pathlib import Path
@@ -232,24 +233,39 @@ def test_a_run_that_does_not_fit_is_refused_before_it_writes(tmp_path, monkeypat
     assert "warning: the run may not fit" in capsys.readouterr().err
 
 
-def starve(words, run) -> None:
-    """As `toy.command`, with 400 MB more of addresses than the process has when it begins to train."""
-    real = loop.Loop.run
+def starve(words, run, where, name) -> None:
+    """As `toy.command`, with 400 MB more of addresses than there are when `name` of a module or class is called."""
+    owner = pkgutil.resolve_name(where)
+    real = getattr(owner, name)
 
-    def run_hungry(self):
+    def hungry(*arguments):
         here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (here + 400 * 10**6, resource.RLIM_INFINITY))
-        real(self)
+        return real(*arguments)
 
-    loop.Loop.run = run_hungry
+    setattr(owner, name, hungry)
     toy.command(words, run)
+
+
+def test_memory_that_runs_out_before_training_is_an_error_that_leaves_nothing(tmp_path):
+    """A real one: the system gives no more for the networks; at the folder nothing was written."""
+    run = tmp_path / "run"
+    words = [*toy.WORDS, "--model.width", "256", "--engine.memory", "warn"]
+    process = toy.FORKS.Process(target=starve, args=(words, run, "fastdrpl.beginning", "RunState"))
+    process.start()
+    process.join(120)
+    said = " ".join(toy.log_of(run).split())
+    assert process.exitcode == 2, said
+    assert "Traceback" not in said
+    assert "memory is used up before training begins" in said and "smaller --model.width" in said
+    assert not run.exists()
 
 
 def test_memory_that_runs_out_is_an_error_with_a_way_out(tmp_path):
     """A real one: the system gives no more for the activations of a large batch."""
     run = tmp_path / "run"
     words = [*toy.WORDS, "--limit", "1400", "--batch_size", "1400", "--model.width", "64"]
-    process = toy.FORKS.Process(target=starve, args=(words, run))
+    process = toy.FORKS.Process(target=starve, args=(words, run, "fastdrpl.loop:Loop", "run"))
     process.start()
     process.join(120)
     said = " ".join(toy.log_of(run).split())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import filelock
 import pytest
+import toy
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"fastdrpl": "fastdrpl", "loaders": "fastdrpl.loaders", "kernels": "fastdrpl.kernels"}
@@ -129,6 +130,26 @@ def test_the_installed_command_answers(site: Path, tmp_path: Path) -> None:
     refused = _python(["-m", "fastdrpl", "trian"], folder=tmp_path, path=site)
     assert refused.returncode == 2 and "train" in refused.stderr and "Traceback" not in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_run_from_the_wheel_alone(site: Path, tmp_path: Path) -> None:
+    """R22: trained, reported, looked at and exported by what is installed; no optional library is imported."""
+    run = tmp_path / "run"
+    code = (
+        "import sys; from fastdrpl.cli import main\n"
+        f"assert main({[*toy.WORDS, '--run', str(run)]!r}) == 0\n"
+        f"assert main(['report', {str(run)!r}]) == 0 and main(['status', {str(run)!r}]) == 0\n"
+        f"assert main(['export', {str(run)!r}, '--to', 'csv', 'card']) == 0\n"
+        "import fastdrpl; print(fastdrpl.__file__)\n"
+        "print({'ffcv', 'nvidia.dali', 'timm', 'datasets', 'onnx'} & set(sys.modules))"
+    )
+    *_, file, optional = _lines(code, folder=tmp_path, path=site)
+    assert Path(file).is_relative_to(site) and optional == "set()"
+    assert {"result.json", "labels.csv", "report.html", "export"} <= {path.name for path in run.iterdir()}
+    assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} <= {
+        "fastdrpl",
+        "bin",
+    }
 
 
 def test_the_version_is_the_same_everywhere() -> None:

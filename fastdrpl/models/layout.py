@@ -9,7 +9,7 @@ FEW_CHANNELS = 16
 def choose_layout(network: nn.Module, device: torch.device) -> torch.memory_format:
     """`channels_last`, which is the faster one, or `contiguous_format` on a CPU where the other is not safe.
 
-    What a network's weights have its maps take on: the first convolution turns the images.
+    What a network's weights have its maps take on.
     """
     if device.type == "cpu" and any(_corrupts(layer) for layer in network.modules()):
         return torch.contiguous_format
