@@ -9,6 +9,13 @@ import pytest
 from beta_mixture_cases import NASTY, make_losses
 
 from fastdrpl.kernels.beta_mixture import fit_beta_mixture
+from fastdrpl.kernels.cpu import beta_mixture as twin
+
+
+@pytest.fixture(params=[0, twin.FEW], ids=["all compiled", "few by numpy"])
+def few(request, monkeypatch):
+    """Sets of any size by what is compiled for large ones, and as they are."""
+    monkeypatch.setattr(twin, "FEW", request.param)
 
 
 def check_twin(losses: np.ndarray) -> None:
@@ -24,6 +31,7 @@ def check_twin(losses: np.ndarray) -> None:
         assert ((fast <= gamma) == (slow <= gamma))[~near].all()
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("block", range(10))
 def test_twin_on_random_sets(block):
     """R13."""
@@ -32,10 +40,16 @@ def test_twin_on_random_sets(block):
         check_twin(make_losses(seed, count))
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("name", NASTY)
 def test_twin_on_nasty_sets(name):
     """R13."""
     check_twin(NASTY[name])
+
+
+@pytest.mark.parametrize("count", [twin.FEW, twin.FEW + 1])
+def test_twin_where_the_compiled_percentiles_take_over(count):
+    check_twin(make_losses(count, count))
 
 
 @pytest.mark.parametrize("count", [1, 2, 19, 4095, 4096, 4097, 8192, 65_537, 200_000])

@@ -1,7 +1,7 @@
 """The numba twin of the beta mixture: the reference's numbers (1e-6), faster, on all cores.
 
 Samples are handled in chunks of fixed size whose sums are added in order, so nothing depends on the number of
-threads. Percentiles come from a histogram over the bits of the numbers instead of a sort; log u and log(1 - u)
+threads. Percentiles of many come from a histogram over the bits of the numbers instead of a sort; log u and log(1 - u)
 are held; with two components one exponential per sample and iteration is enough. exp and log are polynomials:
 the compiler turns loops over them, but not loops over library calls, into vector instructions. For the same
 reason those loops are functions of their own, without division checks (`error_model="numpy"`).
@@ -20,6 +20,7 @@ from fastdrpl.kernels.beta_mixture import (
     ENDS,
     LARGEST_CONCENTRATION,
     LOW_OFFSET,
+    OUTER_PERCENTILES,
     RANGE_OFFSET,
     SMALLEST_PARAMETER,
     START,
@@ -237,8 +238,22 @@ def _parallel(count: int) -> Iterator[None]:
             numba.set_num_threads(threads)
 
 
+# numpy is quick enough for these, and compiling what replaces it takes 20 s, once for each installation.
+FEW = 16_384
+
+
+def _ends(losses: Array) -> tuple[float, float, float, float]:
+    """The outer percentiles and the extremes, to the bit what numpy gives."""
+    if losses.size > FEW:
+        return outer_percentiles(losses)
+    low, high = np.percentile(losses, OUTER_PERCENTILES)
+    return float(low), float(high), float(losses.min()), float(losses.max())
+
+
 def all_within(values: Array, limit: float) -> bool:
     """Whether no loss of (N,) is nan or larger than `limit` in size."""
+    if values.size <= FEW:
+        return bool((np.abs(values) <= limit).all())
     with _parallel(values.size):
         return bool(within_limit(values, limit))
 
@@ -246,7 +261,7 @@ def all_within(values: Array, limit: float) -> bool:
 def fit(losses: Array, iterations: int) -> Fit:
     """Twin of `fit_reference`: (N,) finite contiguous float64, N >= 1."""
     with _parallel(losses.size):
-        low, high, smallest, largest = outer_percentiles(losses)
+        low, high, smallest, largest = _ends(losses)
         u, log_u, log_rest, counts, least, most = _normalise(losses, low, high)
         middle = high - low > LOW_OFFSET and least < most
         if not middle:
