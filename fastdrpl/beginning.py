@@ -59,8 +59,8 @@ class Beginning:
                 f"{machine.threads} threads, {where['mode']} steps, loader {type(self.train_eyes.loader).__name__}, "
                 f"{len(self.train.labels)} training images, {self.state.classes} classes"
             )
-            if machine.device.type == "cpu" and machine.precision == "fp32" and cpu_computes_bf16():
-                say("this processor computes bf16 itself: --engine.precision bf16 may be much faster")
+            if machine.device.type == "cpu" and machine.precision == "bf16" and not cpu_computes_bf16():
+                warn("this processor only emulates bf16, many times slower than fp32")
 
     def close(self) -> None:
         """Give back the loaders."""

@@ -84,7 +84,8 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto = a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto = bf16 on a GPU that has it, else fp32. Losses are fp32 always."""
+    """auto = bf16 on a GPU or a CPU that multiplies it itself, else fp32; resolved once, and kept when a run continues.
+    Losses are fp32 always."""
     mode: Literal["auto", "eager", "compiled", "captured"] = "auto"
     """How steps are carried out: captured = each as one CUDA graph, compiled = networks by torch.compile; auto = the
     best of these on a GPU, eager on a CPU (docs/speed.md)."""

@@ -117,8 +117,8 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
     before = before or {}
     precision: str = engine.precision
     if precision == "auto":
-        # Older GPUs emulate bf16, slowly. On CPUs it is to be asked for: docs/speed.md says why.
-        fast = not cpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        # Older GPUs and most CPUs emulate bf16, slowly.
+        fast = cpu_computes_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
         precision = before.get("precision", "bf16" if fast else "fp32")
     if precision == "fp16" and cpu:
         raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")

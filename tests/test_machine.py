@@ -1,5 +1,6 @@
 """What a run takes from the machine it is on: precision, the layout of networks, the batch of passes that look."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from fastdrpl import machine
@@ -18,6 +20,7 @@ from fastdrpl.models import build_model
 from fastdrpl.models.layout import choose_layout
 
 CPU = torch.device("cpu")
+OPEN = [word for word in toy.WORDS if word not in ("--engine.precision", "fp32")]
 
 
 @pytest.mark.parametrize(
@@ -29,21 +32,35 @@ CPU = torch.device("cpu")
         (None, False),
     ],
 )
-def test_whether_the_processor_computes_bf16(
+def test_the_precision_is_what_the_processor_computes_itself(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     flags: str | None,
     computes: bool,
 ) -> None:
-    """It is said where it does and fp32 was taken."""
-    file = tmp_path / "cpuinfo"
+    """It is kept where a run goes on with another processor, which says so if it only emulates it."""
+
+    def train(folder: str, *more: str) -> str:
+        AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision for a process
+        assert main([*OPEN, "--run", str(tmp_path / folder), *more]) == 0
+        stored = json.loads((tmp_path / folder / "manifest.json").read_text())["machine"]
+        return str(stored["precision"])
+
+    file, other = tmp_path / "cpuinfo", tmp_path / "other"
     if flags is not None:
         file.write_text(f"processor\t: 0\nmodel name\t: any\nflags\t\t: {flags}\nbugs\t\t: amx_bf16x\n")
+    other.write_text(f"flags\t\t: {'fpu' if computes else 'amx_bf16'}\n")
     monkeypatch.setattr(machine, "CPU_FLAGS", file)
     assert machine.cpu_computes_bf16() is computes
-    assert main([*toy.WORDS, "--run", str(tmp_path / "run")]) == 0
-    assert ("--engine.precision bf16 may be much faster" in capsys.readouterr().err) is computes
+    precision = "bf16" if computes else "fp32"
+    assert train("left") == precision
+    assert "emulates" not in capsys.readouterr().err
+    monkeypatch.setattr(machine, "CPU_FLAGS", other)
+    assert train("left") == precision
+    assert ("only emulates bf16" in capsys.readouterr().err) is computes
+    assert train("asked", "--engine.precision", "fp32") == "fp32"
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

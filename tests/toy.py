@@ -18,6 +18,7 @@ COMMON = [
     *("--batch_size", "32"),
     *("--model.width", "4"),
     *("--engine.threads", "1"),
+    *("--engine.precision", "fp32"),  # the same figures on every processor
     *("--engine.eval_batch", "80"),
     *("--noise.ratio", "0.2"),
 ]
