@@ -5,6 +5,8 @@ crop and flip as uint8 at 0.5 M images/s in batches of 128 and 0.8 M in batches 
 with its own crop and flip and at 100 times that of a torch DataLoader with pillow. The FFCV and DALI back ends reach
 90 % of what their library reaches alone at decoded uint8.
 
+What a run does to its process (`machine.keep_freed_memory`) holds for all sides.
+
 A turn is a shuffled epoch of each side. `--quick` takes a tenth of the images. With a GPU the same is measured there
 (`--device cuda`): the batches then end on the device. Rows go to bench/results/throughput_loaders.jsonl.
 """
@@ -36,6 +38,7 @@ from fastdrpl.loaders.order import Order, Pass, Purpose
 from fastdrpl.loaders.resident import ResidentLoader
 from fastdrpl.loaders.sources.pictures import encode_jpeg
 from fastdrpl.loaders.worker import WorkerLoader
+from fastdrpl.machine import keep_freed_memory
 
 TURNS, WARMUP = 7, 1
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
@@ -230,6 +233,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    keep_freed_memory()  # as every run on a CPU does; for all sides
     for case in CASES:
         if options.words and f"{case.store}{case.side}" not in options.words:
             continue

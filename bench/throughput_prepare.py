@@ -238,8 +238,7 @@ def write_photos(folder: Path, count: int) -> Path:
 
 
 def _decode(paths: list[str]) -> int:
-    data, _ = read_pictures(paths, Target(256, "raw", 95))
-    return len(data)
+    return len(read_pictures(paths, Target(256, "raw", 95))[0])
 
 
 def compare_photos(folder: Path, turns: int) -> None:

@@ -18,7 +18,7 @@ from fastdrpl.journal import NoJournal
 from fastdrpl.loaders.batch import Batch
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loading import choose_loaders, open_loader, order_of
-from fastdrpl.machine import Machine, cpu_computes_bf16, describe_versions
+from fastdrpl.machine import Machine, describe_versions
 from fastdrpl.memory.estimate import RunSize
 from fastdrpl.memory.room import Plan, Room, plan_memory, refuse, tell
 from fastdrpl.memory.sizes import size_of
@@ -59,8 +59,6 @@ class Beginning:
                 f"{machine.threads} threads, {where['mode']} steps, loader {type(self.train_eyes.loader).__name__}, "
                 f"{len(self.train.labels)} training images, {self.state.classes} classes"
             )
-            if machine.device.type == "cpu" and machine.precision == "bf16" and not cpu_computes_bf16():
-                warn("this processor only emulates bf16, many times slower than fp32")
 
     def close(self) -> None:
         """Give back the loaders."""

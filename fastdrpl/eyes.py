@@ -44,9 +44,9 @@ class Eyes:
     batch_size: int = 100  # of passes that only look, over all ranks
 
 
-CACHED_MAPS = (
-    6 << 20
-)  # bytes of a network's largest map that a CPU's cache keeps while the next layer reads them
+# Bytes of a network's largest map that a CPU's cache keeps while the next layer reads them, and how many images need
+# no more company.
+CACHED_MAPS, ENOUGH = 8 << 20, 512
 GPU_PIXELS = 2048 * 32 * 32  # what fills a GPU
 BEFORE_IT_WAS_CHOSEN = 500  # in runs of version 0.1
 
@@ -60,7 +60,8 @@ def choose_look_batch(asked: int, machine: Machine, size: int, width: int, befor
         return asked or int(before or 0)
     if machine.device.type == "cuda":
         return max(64, GPU_PIXELS // size**2) * machine.world
-    return min(128, max(16, CACHED_MAPS // (4 * width * size**2))) * machine.world
+    number = 4 if machine.precision == "fp32" else 2  # bytes
+    return min(ENOUGH, max(16, CACHED_MAPS // (number * width * size**2))) * machine.world
 
 
 @torch.no_grad()

@@ -152,6 +152,9 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
             where="`accelerate config`, or the launcher's flags",
             fix="use plain data parallelism: accelerate launch --multi_gpu",
         )
+    say = warn if accelerator.process_index == 0 else lambda text: None
+    if cpu and precision == "bf16" and not cpu_computes_bf16():
+        say("this processor only emulates bf16, many times slower than fp32")
     world = accelerator.num_processes
     if engine.ranks and world < engine.ranks:
         raise UserError(
@@ -179,7 +182,7 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
         world=world,
         sync_bn=engine.sync_bn,
         debugging=dispatch.debugging(),
-        say=warn if accelerator.process_index == 0 else lambda text: None,
+        say=say,
     )
     return Machine(
         accelerator, accelerator.device, precision, world, accelerator.process_index, resolved, ladder

@@ -1,26 +1,24 @@
 """What a run takes from the machine it is on: precision, the layout of networks, the batch of passes that look."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-import toy
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from fastdrpl import machine
-from fastdrpl.cli import main
+from fastdrpl.config import EngineConfig
 from fastdrpl.eyes import choose_look_batch
 from fastdrpl.models import build_model
 from fastdrpl.models.layout import choose_layout
 
 CPU = torch.device("cpu")
-OPEN = [word for word in toy.WORDS if word not in ("--engine.precision", "fp32")]
 
 
 @pytest.mark.parametrize(
@@ -41,25 +39,20 @@ def test_the_precision_is_what_the_processor_computes_itself(
 ) -> None:
     """It is kept where a run goes on with another processor, which says so if it only emulates it."""
 
-    def train(folder: str, *more: str) -> str:
+    def precision(asked: Any = "auto", before: dict[str, Any] | None = None) -> str:
         AcceleratorState._reset_state(reset_partial_state=True)  # it holds one precision for a process
-        assert main([*OPEN, "--run", str(tmp_path / folder), *more]) == 0
-        stored = json.loads((tmp_path / folder / "manifest.json").read_text())["machine"]
-        return str(stored["precision"])
+        return machine.build_machine(EngineConfig(device="cpu", precision=asked), before).precision
 
-    file, other = tmp_path / "cpuinfo", tmp_path / "other"
+    file = tmp_path / "cpuinfo"
     if flags is not None:
         file.write_text(f"processor\t: 0\nmodel name\t: any\nflags\t\t: {flags}\nbugs\t\t: amx_bf16x\n")
-    other.write_text(f"flags\t\t: {'fpu' if computes else 'amx_bf16'}\n")
     monkeypatch.setattr(machine, "CPU_FLAGS", file)
     assert machine.cpu_computes_bf16() is computes
-    precision = "bf16" if computes else "fp32"
-    assert train("left") == precision
+    assert precision() == ("bf16" if computes else "fp32")
+    assert precision(before={"precision": "fp32"}) == precision("fp32") == "fp32"
     assert "emulates" not in capsys.readouterr().err
-    monkeypatch.setattr(machine, "CPU_FLAGS", other)
-    assert train("left") == precision
-    assert ("only emulates bf16" in capsys.readouterr().err) is computes
-    assert train("asked", "--engine.precision", "fp32") == "fp32"
+    assert precision(before={"precision": "bf16"}) == precision("bf16") == "bf16"
+    assert ("only emulates bf16" in capsys.readouterr().err) is not computes
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -159,12 +152,20 @@ def test_what_is_freed_is_kept_for_the_next_step() -> None:
 
 def test_the_batch_of_passes_that_look() -> None:
     def chosen(
-        device: str, size: int, width: int, world: int = 1, asked: int = 0, before: int | None = None
+        device: str,
+        size: int,
+        width: int,
+        world: int = 1,
+        precision: str = "fp32",
+        asked: int = 0,
+        before: int | None = None,
     ) -> int:
-        here = SimpleNamespace(device=torch.device(device), world=world)
+        here = SimpleNamespace(device=torch.device(device), world=world, precision=precision)
         return choose_look_batch(asked, here, size, width, before)  # type: ignore[arg-type]
 
     assert chosen("cpu", 32, 16) > chosen("cpu", 32, 64) > chosen("cpu", 224, 64) >= 16
+    assert chosen("cpu", 32, 16, precision="bf16") == 2 * chosen("cpu", 32, 16)
+    assert chosen("cpu", 8, 4) == 512
     assert chosen("cpu", 32, 16, world=2) == 2 * chosen("cpu", 32, 16)
     assert chosen("cuda", 32, 64) == 2048 and chosen("cuda", 224, 64) == 64
     assert chosen("cpu", 32, 16, asked=7, before=500) == 7

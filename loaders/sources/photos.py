@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,14 @@ from fastdrpl.loaders.marks import MARK
 from fastdrpl.loaders.printable import printable
 from fastdrpl.loaders.sources.class_names import composed, describe_names, nearly
 from fastdrpl.loaders.sources.pictures import Place, Target, read_pictures, watch_parent
+from fastdrpl.loaders.sources.slots import Slots, fill_slot
 from fastdrpl.loaders.sources.source import IMAGENET_MEAN, IMAGENET_STD, OpenedSource, Part, Piece
 from fastdrpl.loaders.sources.stratify import choose_test_rows
 from fastdrpl.loaders.spawning import WorkerPool, cores
 
 CHUNK = 16  # images a worker decodes at a time
 FEW = 64  # images that are not worth starting processes for
+AHEAD = 3  # chunks for each worker that are under way
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 MAY_BE_WRONG = "The test set is a part of the same images: its labels may be wrong too."
 
@@ -207,28 +210,56 @@ def stamp(path: str) -> tuple[int, int]:
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (-2, -2)
 
 
-def decode_all(places: Sequence[Place], target: Target, workers: int) -> Iterator[Piece]:
-    """Decode images in order with `workers` processes (0: one per core); memory holds a few chunks."""
-    return decode_each(iter(places), len(places), target, workers)
-
-
 def decode_each(places: Iterable[Place], count: int, target: Target, workers: int) -> Iterator[Piece]:
-    """As `decode_all`, for `count` images whose places become known one after the other."""
+    """Decode `count` images in order with `workers` processes (0: one per core); memory holds a few chunks.
+
+    Their places may become known one after the other. The images of a piece hold until the next one is asked for.
+    """
     walk = iter(places)
     chunks = iter(lambda: list(itertools.islice(walk, CHUNK)), [])
     workers = min(workers or cores(), -(-count // CHUNK))
     if workers < 2 or count < FEW:
         for chunk in chunks:
             yield _piece(read_pictures(chunk, target), target)
-        return
-    with processes(workers) as pool:
-        ahead: deque[Future[tuple[bytes | list[bytes], list[tuple[int, str]], bytes]]] = deque()
-        for chunk in chunks:
-            ahead.append(pool.submit(read_pictures, chunk, target))
-            if len(ahead) > 3 * workers:
-                yield _piece(ahead.popleft().result(), target)
-        while ahead:
-            yield _piece(ahead.popleft().result(), target)
+    elif target.store == "raw" and Slots.are_there():
+        yield from _decode_into_slots(chunks, target, workers)
+    else:
+        with processes(workers) as pool:
+            for _, result in _in_order(
+                pool, workers, chunks, lambda _, chunk: (read_pictures, chunk, target)
+            ):
+                yield _piece(result, target)
+
+
+def _decode_into_slots(chunks: Iterable[list[Place]], target: Target, workers: int) -> Iterator[Piece]:
+    nbytes = CHUNK * target.size * target.size * 3
+    with Slots(AHEAD * workers + 1, nbytes) as slots, processes(workers) as pool:  # ends before its memory
+
+        def task(number: int, chunk: list[Place]) -> tuple[Any, ...]:
+            return fill_slot, slots.path, nbytes, number, chunk, target
+
+        for number, (count, (bad, marks)) in enumerate(_in_order(pool, workers, chunks, task)):
+            yield Piece(slots.images(number, count, target.size), bad, np.frombuffer(marks, MARK))
+
+
+def _in_order(
+    pool: WorkerPool,
+    workers: int,
+    chunks: Iterable[list[Place]],
+    task: Callable[[int, list[Place]], tuple[Any, ...]],
+) -> Iterator[tuple[int, Any]]:
+    """The length and result of each chunk in their order; at most AHEAD * workers are under way beside it.
+
+    `task(number, chunk)`: a function and its arguments.
+    """
+    ahead: deque[tuple[int, Future[Any]]] = deque()
+    for number, chunk in enumerate(chunks):
+        ahead.append((len(chunk), pool.submit(*task(number, chunk))))
+        if len(ahead) > AHEAD * workers:
+            count, future = ahead.popleft()
+            yield count, future.result()
+    for count, future in ahead:
+        yield count, future.result()
 
 
 @contextmanager

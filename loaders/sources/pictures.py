@@ -18,7 +18,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fastdrpl.loaders.marks import mark_images
 from fastdrpl.loaders.sources.formats import EXTENSIONS, FORMATS, readable_formats, why_unknown
 
-__all__ = ["DAMAGE", "EXTENSIONS", "FORMATS", "Unreadable", "read_picture", "read_pictures"]
+__all__ = [
+    "DAMAGE",
+    "EXTENSIONS",
+    "FORMATS",
+    "Unreadable",
+    "decode_pictures",
+    "read_picture",
+    "read_pictures",
+]
 
 DAMAGE = (  # what Pillow's many decoders raise on damaged files
     ArithmeticError,
@@ -78,18 +86,26 @@ def read_pictures(
 
     A bad image is black.
     """
-    size, bad = target.size, []
-    out = np.zeros((len(places), size, size, 3), np.uint8)
-    sizes = [(0, 0)] * len(places)
-    for position, place in enumerate(places):
-        try:
-            out[position], sizes[position] = _read(place, size, target.resample)
-        except Unreadable as error:
-            bad.append((position, str(error)))
-    marks = mark_images(out, sizes).tobytes()
+    out = np.empty((len(places), target.size, target.size, 3), np.uint8)
+    bad, marks = decode_pictures(places, target, out)
     if target.store == "jpeg":
         return [encode_jpeg(image, target.quality) for image in out], bad, marks
     return out.tobytes(), bad, marks
+
+
+def decode_pictures(
+    places: Sequence[Place], target: Target, out: np.ndarray
+) -> tuple[list[tuple[int, str]], bytes]:
+    """Decode images into `out`: (n, size, size, 3) uint8; -> [(position, reason)] of the bad (black), marks."""
+    bad = []
+    sizes = [(0, 0)] * len(places)
+    for position, place in enumerate(places):
+        try:
+            out[position], sizes[position] = _read(place, target.size, target.resample)
+        except Unreadable as error:
+            out[position] = 0
+            bad.append((position, str(error)))
+    return bad, mark_images(out, sizes).tobytes()
 
 
 def read_picture(place: Place, size: int, resample: Resample = "bilinear") -> np.ndarray:

@@ -20,7 +20,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One split of an input. `read(row)` walks over the images from a row on."""
+    """One split of an input. `read(row)` walks over the images from a row on.
+
+    The images of a piece hold until the next one is asked for.
+    """
 
     labels: np.ndarray  # (rows,) int64
     ids: tuple[str, ...] | None  # file name of each row, where rows are files
