@@ -71,11 +71,11 @@ def shared_memory() -> int:
 def test_the_memory_goes_with_the_walk(places: list[str]) -> None:
     """Whether the walk ends or is left in its middle."""
     for stop in (1, PHOTOS):
-        for number, piece in enumerate(
+        for number, _piece in enumerate(
             decode_each(iter(places), PHOTOS, Target(SIZE, "raw", 90), WORKERS), 1
         ):
             assert shared_memory()
             if number == stop:
                 break
-        del piece  # its images hold the memory
+        del _piece  # its images hold the memory
         assert shared_memory() == 0
