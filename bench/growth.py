@@ -49,6 +49,7 @@ PARTS = {  # what is timed, and as which part; a part may contain others
     "fastdrpl.results._write_pages": "report",
     "fastdrpl.run.finish": "end",
 }
+WARM_UP = 2  # cases: a small set and a large one, for which detection compiles different functions
 LINEAR = 1.15  # exponent of the growth from which on a part is named
 
 
@@ -241,6 +242,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         # and of the ring the two slots of ten that were written.
         "estimate": sum(manifest["memory"]["host"].values()) + mapped + manifest["memory"]["file"] // 5,
         "parts": manifest["memory"]["host"],
+        "precision": manifest["machine"]["precision"],
         "images_per_second": 3 * case.samples / found[0]["seconds"]["steps"],
     }
 
@@ -281,8 +283,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "growth.jsonl")
     options = parser.parse_args()
     found: dict[Case, dict[str, Any]] = {}
+    cases = QUICK if options.quick else FULL
     with tempfile.TemporaryDirectory(prefix="growth-") as folder:
-        for case in QUICK if options.quick else FULL:
+        for case in cases[:WARM_UP]:  # the first run of an installation compiles
+            measure(case, Path(folder))
+        for case in cases:
             row = found[case] = measure(case, Path(folder))
             print(f"{case}: {row['seconds']['whole']:.1f} s, {row['parts']}", file=sys.stderr)
             if not options.quick:
@@ -290,11 +295,11 @@ def main() -> None:
                     options.out,
                     what="run",
                     shape=[case.samples, SIDE, SIDE, 3],
-                    dtype="fp32",
+                    dtype=row["precision"],
                     backend=f"C {case.classes}, ranks {case.ranks}, width {case.width}, batch {case.batch}, "
                     f"ring {case.ring}",
                     seconds=[row["seconds"]["whole"]],
-                    warmup=0,
+                    warmup=1,
                     threads=2 // case.ranks,
                     parts=row["seconds"],
                     peak_bytes=row["peak"],
