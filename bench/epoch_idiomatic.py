@@ -112,4 +112,4 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the processor computes bf16 itself."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return cpu_computes_bf16()
+    return bool(cpu_computes_bf16())

@@ -44,8 +44,8 @@ class Eyes:
     batch_size: int = 100  # of passes that only look, over all ranks
 
 
-# Bytes of a network's largest map that a CPU's cache keeps while the next layer reads them, and how many images need
-# no more company.
+# Bytes of a network's largest map that a CPU's cache keeps while the next layer reads them; and the batch beyond which
+# more images bring nothing.
 CACHED_MAPS, ENOUGH = 8 << 20, 512
 GPU_PIXELS = 2048 * 32 * 32  # what fills a GPU
 BEFORE_IT_WAS_CHOSEN = 500  # in runs of version 0.1

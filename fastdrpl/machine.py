@@ -14,6 +14,7 @@ import numba
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
 
@@ -118,7 +119,7 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
     precision: str = engine.precision
     if precision == "auto":
         # Older GPUs and most CPUs emulate bf16, slowly.
-        fast = cpu_computes_bf16() if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = bool(cpu_computes_bf16()) if cpu else torch.cuda.is_bf16_supported(including_emulation=False)
         precision = before.get("precision", "bf16" if fast else "fp32")
     if precision == "fp16" and cpu:
         raise UserError("--engine.precision fp16 needs a GPU", fix="use bf16 or fp32 on the CPU")
@@ -131,9 +132,12 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
         raise UserError(
             str(error), where="the environment", fix="give one of these values, or unset it"
         ) from error
+    mixed_precision = "no" if precision == "fp32" else precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()  # that of an earlier run in this process, which would refuse another precision
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=mixed_precision,
         kwargs_handlers=[
             # Each weight is cast once in a forward pass: keeping it brings nothing, and in a captured step it would
             # be the weight of the capture for ever.
@@ -153,7 +157,7 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
             fix="use plain data parallelism: accelerate launch --multi_gpu",
         )
     say = warn if accelerator.process_index == 0 else lambda text: None
-    if cpu and precision == "bf16" and not cpu_computes_bf16():
+    if cpu and precision == "bf16" and cpu_computes_bf16() is False:
         say("this processor only emulates bf16, many times slower than fp32")
     world = accelerator.num_processes
     if engine.ranks and world < engine.ranks:
@@ -192,16 +196,18 @@ def build_machine(engine: EngineConfig, before: Mapping[str, Any] | None = None)
 CPU_FLAGS = Path("/proc/cpuinfo")
 
 
-def cpu_computes_bf16() -> bool:
+def cpu_computes_bf16() -> bool | None:
     """Whether this processor multiplies bf16 itself (AVX512-BF16 or AMX); elsewhere torch emulates it, slowly.
 
-    False where the system does not say, as outside of Linux.
+    None where nothing is known: on other systems than Linux, and other processors than x86.
     """
     if not CPU_FLAGS.is_file():
-        return False
-    lines = CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+        return None
+    for line in CPU_FLAGS.read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+    return None
 
 
 def keep_freed_memory() -> None:

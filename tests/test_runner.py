@@ -6,7 +6,6 @@ import signal
 import pytest
 import torch
 import toy
-from accelerate.state import AcceleratorState
 from recorded_steps import CpuGraphs
 from tiny_training import RELABEL, SEMI, Training
 
@@ -46,21 +45,13 @@ def test_replayed_steps_have_the_bits_of_single_ones(objective, moving):
     assert captured.addresses[WARM_UP:] == [captured.addresses[WARM_UP]] * (len(captured.addresses) - WARM_UP)
 
 
-@pytest.fixture
-def another_precision():
-    """Accelerate holds one for a process: forget it before and after."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def test_joined_forward_passes_are_replayed_to_the_bit():
     captured, eager = both(SEMI, joins=True)
     assert captured.runner.replays == 2 * 5 - WARM_UP
     assert toy.differing(captured.numbers(), eager.numbers()) == []
 
 
-def test_weights_are_cast_anew_in_each_replay(another_precision):
+def test_weights_are_cast_anew_in_each_replay():
     captured, eager = both(SEMI, precision="bf16")
     assert captured.machine.precision == "bf16" and captured.runner.replays > 0
     assert toy.differing(captured.numbers(), eager.numbers()) == []

@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastdrpl.loaders.sources import photos
 from fastdrpl.loaders.sources.photos import AHEAD, CHUNK, decode_each
 from fastdrpl.loaders.sources.pictures import Target
-from fastdrpl.loaders.sources.slots import Slots
+from fastdrpl.loaders.sources.slots import Slots, open_slots
 
 WORKERS, SIZE = 2, 24
 PHOTOS = CHUNK * (2 * AHEAD * WORKERS + 3) + 5  # every slot is used more than once; the last chunk is short
@@ -43,12 +45,28 @@ def walk(
     return pieces, bad, np.concatenate(marks)
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@contextlib.contextmanager
+def open_elsewhere(count: int, nbytes: int) -> Iterator[Slots | None]:
+    """Slots whose room other processes cannot open."""
+    with open_slots(count, nbytes) as slots:
+        assert slots is not None
+        slots.room = slots.room._replace(path="/proc/self/fd/no-number")
+        yield slots
+
+
+def refuse(*_: object) -> int:
+    raise PermissionError(13, "not allowed")
+
+
+@pytest.mark.parametrize("refused", ["nothing", "memory", "children"])
 def test_pieces_of_several_processes_are_those_of_one(
-    places: list[str], monkeypatch: pytest.MonkeyPatch, shared: bool
+    places: list[str], monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    assert Slots.are_there()
-    monkeypatch.setattr(Slots, "are_there", staticmethod(lambda: shared))
+    """Also where the system gives no such memory, or does not let the processes open it."""
+    if refused == "memory":
+        monkeypatch.setattr(os, "memfd_create", refuse)
+    elif refused == "children":
+        monkeypatch.setattr(photos, "open_slots", open_elsewhere)
     one, bad, marks = walk(places, 1)
     several = walk(places, WORKERS)
     assert bad == several[1] == [row for row in range(PHOTOS) if row % 9 == 4]

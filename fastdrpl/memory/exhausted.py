@@ -7,6 +7,7 @@ import torch
 from fastdrpl.checkpoint import list_checkpoints
 from fastdrpl.config import Config
 from fastdrpl.errors import UserError
+from fastdrpl.machine import cpu_computes_bf16
 from fastdrpl.memory.estimate import RunSize, estimate
 from fastdrpl.memory.room import Plan, amount
 from fastdrpl.state import RunState
@@ -57,7 +58,7 @@ def _fix(config: Config, plan: Plan, *, going_on: bool) -> str:
         same.append(f"--engine.eval_batch {looks} ({amount(now - less)} less)")
     if now > (less := estimate(_halved(size)).bytes):
         other.append(f"--batch_size {config.batch_size // 2} ({amount(now - less)} less)")
-    if not size.half:
+    if not size.half and (size.cuda or cpu_computes_bf16()):
         other.append("--engine.precision bf16")
     parts = []
     if same:

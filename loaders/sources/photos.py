@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fastdrpl.loaders.marks import MARK
 from fastdrpl.loaders.printable import printable
 from fastdrpl.loaders.sources.class_names import composed, describe_names, nearly
 from fastdrpl.loaders.sources.pictures import Place, Target, read_pictures, watch_parent
-from fastdrpl.loaders.sources.slots import Slots, fill_slot
+from fastdrpl.loaders.sources.slots import fill_slot, open_slots
 from fastdrpl.loaders.sources.source import IMAGENET_MEAN, IMAGENET_STD, OpenedSource, Part, Piece
 from fastdrpl.loaders.sources.stratify import choose_test_rows
 from fastdrpl.loaders.spawning import WorkerPool, cores
@@ -221,25 +221,26 @@ def decode_each(places: Iterable[Place], count: int, target: Target, workers: in
     if workers < 2 or count < FEW:
         for chunk in chunks:
             yield _piece(read_pictures(chunk, target), target)
-    elif target.store == "raw" and Slots.are_there():
-        yield from _decode_into_slots(chunks, target, workers)
-    else:
-        with processes(workers) as pool:
+        return
+    nbytes = CHUNK * target.size * target.size * 3
+    shares = open_slots(AHEAD * workers + 1, nbytes) if target.store == "raw" else nullcontext()
+    with shares as slots, processes(workers) as pool:  # which end before their memory
+        if slots is None:
             for _, result in _in_order(
                 pool, workers, chunks, lambda _, chunk: (read_pictures, chunk, target)
             ):
                 yield _piece(result, target)
-
-
-def _decode_into_slots(chunks: Iterable[list[Place]], target: Target, workers: int) -> Iterator[Piece]:
-    nbytes = CHUNK * target.size * target.size * 3
-    with Slots(AHEAD * workers + 1, nbytes) as slots, processes(workers) as pool:  # ends before its memory
+            return
 
         def task(number: int, chunk: list[Place]) -> tuple[Any, ...]:
-            return fill_slot, slots.path, nbytes, number, chunk, target
+            return fill_slot, slots.room, number, chunk, target
 
-        for number, (count, (bad, marks)) in enumerate(_in_order(pool, workers, chunks, task)):
-            yield Piece(slots.images(number, count, target.size), bad, np.frombuffer(marks, MARK))
+        for number, (count, result) in enumerate(_in_order(pool, workers, chunks, task)):
+            pixels, bad, marks = result
+            if pixels is None:
+                yield Piece(slots.images(number, count, target.size), bad, np.frombuffer(marks, MARK))
+            else:
+                yield _piece(result, target)
 
 
 def _in_order(
