@@ -24,6 +24,7 @@ Rows go to bench/results/throughput_epoch.jsonl or to `--out`.
 import argparse
 import functools
 import itertools
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -307,6 +308,9 @@ def _parse() -> argparse.Namespace:
     words.device = words.device or ("cuda" if torch.cuda.is_available() else "cpu")
     words.precision = words.precision or ("bf16" if has_bf16(torch.device(words.device)) else "auto")
     on_gpu = words.device == "cuda"
+    held = [name for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if name in os.environ]
+    if held and not (on_gpu or words.quick):
+        raise SystemExit(f"{' and '.join(held)} would change how threads work: unset, then measure")
     if words.quick:
         words.turns, words.images = 1, words.images or 256
         words.widths, words.sizes, words.batches = (

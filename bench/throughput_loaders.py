@@ -6,7 +6,7 @@ with its own crop and flip and at 40 times that of a torch DataLoader with pillo
 DALI back ends reach 90 % of what their library reaches alone at decoded uint8; DALI's 75 % where a batch is less than
 1 MiB.
 
-What a run does to its process (`machine.keep_freed_memory`) holds for all sides.
+What a run on a CPU does to its process (`machine.keep_freed_memory`) holds for all sides.
 
 A turn is a shuffled epoch of each side. `--quick` takes a tenth of the images. With a GPU the same is measured there
 (`--device cuda`): the batches then end on the device. Rows go to bench/results/throughput_loaders.jsonl.
@@ -244,7 +244,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    keep_freed_memory()  # as every run on a CPU does; for all sides
+    if options.device == "cpu":
+        keep_freed_memory()  # as every run there does; for all sides
     for case in CASES:
         if options.words and f"{case.store}{case.side}" not in options.words:
             continue

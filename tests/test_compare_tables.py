@@ -32,7 +32,9 @@ def make(
     return read_grid(folder / "g.toml", known_methods=list(METHODS))
 
 
-def finish(grid: Grid, cell, *, best=0.8, last=0.7, seconds=(10.0, 20.0), tpr=0.9, fpr=0.1, auc=0.95):
+def finish(
+    grid: Grid, cell, *, best=0.8, last=0.7, seconds=(10.0, 20.0), tpr=0.9, fpr=0.1, auc=0.95, machine=None
+):
     """The files of a finished run that the tables read."""
     folder = cell.folder(grid.out)
     folder.mkdir(parents=True)
@@ -43,6 +45,7 @@ def finish(grid: Grid, cell, *, best=0.8, last=0.7, seconds=(10.0, 20.0), tpr=0.
         {"name": "b", "seconds": seconds[1], "detection": other, "decides": False},
     ]
     result = {"suspects": 40, "noise_rate": 0.4, "accuracy": {"best": best, "last": last}, "stages": stages}
+    result |= {} if machine is None else {"machine": machine}
     (folder / "result.json").write_text(json.dumps(result))
     config = parse_training(list(cell.words[1:]))
     (folder / "config.toml").write_text(config_file.dumps(config))
@@ -183,6 +186,15 @@ def test_other_settings_are_named_and_compared(tmp_path):
     assert row(table, "CE", "paper") == ["83.32"]
     (note,) = (note for note in table.notes if note.startswith("Other settings"))
     assert note == "Other settings than the recipe's: batch_size = 64 (recipe: 128)."
+
+
+@pytest.mark.parametrize("other", ["bf16", "fp32"])
+def test_runs_of_several_precisions_are_told(tmp_path, other):
+    grid = make(tmp_path, noises=[U40])
+    for number, cell in enumerate(cells_of(grid)):
+        finish(grid, cell, machine={"precision": "fp32" if number else other})
+    (table,) = tables_of(grid)
+    assert ("Not all in one precision: bf16 (1 run), fp32 (5 runs)." in table.notes) is (other == "bf16")
 
 
 def test_another_noise_than_the_papers_has_no_number_beside_it(tmp_path):

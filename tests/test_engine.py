@@ -31,6 +31,7 @@ from fastdrpl.run import run
 WORDS = [
     *("digits", "--limit", "100", "--limit_test", "37", "--batch_size", "32", "--model.width", "4"),
     *("--engine.threads", "1", "--engine.eval_batch", "30", "--checkpoint.every", "1e9"),
+    *("--engine.precision", "fp32"),
     *("--drpl.relabel.epochs", "3", "--drpl.relabel.milestones", "3", "--drpl.given_epochs", "1"),
     *("--drpl.semi1.epochs", "2", "--drpl.semi1.milestones", "2", "--drpl.semi2.epochs", "3"),
     *("--drpl.semi2.milestones", "3", "--drpl.average", "2", "--drpl.gamma1", "0.5", "--noise.ratio", "0.2"),
@@ -156,10 +157,8 @@ def test_the_same_run_in_a_new_process_has_the_same_bits_and_threads(digits, unb
 
 def test_bf16_runs_on_the_cpu_and_stays_close(digits, unbroken, tmp_path):
     folder = tmp_path / "run"
-    words = ["train", *WORDS, "--data", str(digits), "--engine.precision", "bf16"]
-    process = toy.FORKS.Process(
-        target=toy.command, args=(words, folder)
-    )  # Accelerate: one precision a process
+    words = ["train", *(word if word != "fp32" else "bf16" for word in WORDS), "--data", str(digits)]
+    process = toy.FORKS.Process(target=toy.command, args=(words, folder))
     process.start()
     process.join(240)
     assert process.exitcode == 0, toy.log_of(folder)

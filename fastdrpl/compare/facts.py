@@ -39,6 +39,7 @@ class Run:
     figures: dict[str, float | None]  # by the names in MEASURES
     scaled: tuple[str, ...] = ()  # `field = value (recipe: value)`: it is smaller than its recipe says
     changed: tuple[str, ...] = ()  # the same, of other settings
+    precision: str = ""  # in which it was computed; empty where that is not known
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _read_run(out: Path, cell: Cell, defaults: dict[tuple[str, str], dict[str, A
     except (KeyError, TypeError) as error:
         raise DataError(f"not the result of a run: {error!r}", where=str(file)) from error
     scaled, changed = _differences(cell, _settings(cell.folder(out) / "config.toml"), defaults)
-    return Run(cell, state, figures, scaled, changed)
+    return Run(cell, state, figures, scaled, changed, result.get("machine", {}).get("precision", ""))
 
 
 def _settings(file: Path) -> dict[str, Any]:

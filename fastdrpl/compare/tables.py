@@ -3,6 +3,7 @@
 How it is written as Markdown, CSV or LaTeX is the matter of `fastdrpl.compare.render`.
 """
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -237,6 +238,12 @@ def _notes(grid: Grid, runs: Sequence[Run]) -> list[str]:
     changed = _listed(runs, "changed")
     if changed:
         notes.append(f"Other settings than the recipe's: {'; '.join(changed)}.")
+    precisions = collections.Counter(run.precision for run in runs if run.precision)
+    if len(precisions) > 1:
+        counts = ", ".join(
+            f"{name} ({count} run{'s' * (count > 1)})" for name, count in sorted(precisions.items())
+        )
+        notes.append(f"Not all in one precision: {counts}.")
     unfinished = [run for run in runs if run.state.kind in ("missing", "stopped", "running")]
     if unfinished:
         notes.append(f"{len(unfinished)} of {len(runs)} runs are not finished.")
