@@ -46,7 +46,7 @@ PARTS = {  # what is timed, and as which part; a part may contain others
     "fastdrpl.state.RunState.save": "checkpoints",
     "fastdrpl.results.build_table": "table",
     "fastdrpl.results.write_table": "table written",
-    "fastdrpl.results._write_pages": "report",
+    "fastdrpl.results.write_pages": "report",
     "fastdrpl.run.finish": "end",
 }
 WARM_UP = 2  # cases: a small set and a large one, for which detection compiles different functions

@@ -10,9 +10,9 @@ from fastdrpl.calibration import Calibration, calibrate_on_kept, calibrate_on_te
 from fastdrpl.console import warn
 from fastdrpl.errors import UserError
 from fastdrpl.export import write_export
-from fastdrpl.exports.card import write_card
+from fastdrpl.exports.card import CARD, write_card
 from fastdrpl.eyes import Eyes, log_probabilities, probabilities
-from fastdrpl.files import write_json
+from fastdrpl.files import TEMPORARY_PREFIX, write_json
 from fastdrpl.folder import RunFolder
 from fastdrpl.loaders.dataset import Dataset
 from fastdrpl.loaders.order import Purpose
@@ -67,9 +67,9 @@ def finish(
         write_table(state.folder.labels_csv, table)
         calibration = on_test or _on_kept(predicted, labels.given, labelled)
         write_export(state.folder.export, state, data, train, eyes.transform, calibration)
-        write_json(state.folder.result, result)
         state.folder.progress.unlink(missing_ok=True)
-        _write_pages(state.folder)
+        write_json(state.folder.result, result)
+        write_pages(state.folder)
     state.machine.wait()
     return result
 
@@ -81,7 +81,7 @@ def _say(predicted: Tensor, given: Tensor) -> Said:
     return Said(best.cpu().numpy(), sure.cpu().numpy(), of_given.cpu().numpy())
 
 
-def _write_pages(folder: RunFolder) -> None:
+def write_pages(folder: RunFolder) -> None:
     """Card and report. The run is finished by now: whatever is wrong with a page must not undo that."""
     pages = (
         ("report", f"report {folder.path}", lambda: write_report(folder.path, folder.report)),
@@ -93,6 +93,12 @@ def _write_pages(folder: RunFolder) -> None:
         except Exception as error:
             what = error if isinstance(error, UserError) else repr(error)
             warn(f"there is no {name}: {what}; `fastdrpl {again}` tries again")
+
+
+def lacks_pages(folder: RunFolder) -> bool:
+    """Whether a finished run has no card or report, or half of one: its disk refused just then."""
+    unfinished = any(folder.path.glob(f"{TEMPORARY_PREFIX}*"))
+    return unfinished or not (folder.report.exists() and (folder.export / CARD).exists())
 
 
 def _on_test(state: RunState, data: Dataset, test: View | None, eyes: Eyes | None) -> Calibration | None:

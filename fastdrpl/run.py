@@ -1,14 +1,18 @@
 """A run: from a configuration to a run folder with a classifier and a list of the wrong labels."""
 
 import contextlib
+import os
 from typing import Any
 
 from fastdrpl.beginning import Beginning, identity_of_run, open_beginning, refuse_others, write_beginning
+from fastdrpl.checkpoint import remove_leftovers
 from fastdrpl.config import Config
+from fastdrpl.console import warn
 from fastdrpl.errors import CollapseError, PreemptedError, UserError
 from fastdrpl.files import read_json, write_json
 from fastdrpl.folder import RunFolder, check_claim, is_bound, run_folder
 from fastdrpl.journal import NoJournal
+from fastdrpl.lock import RunLock, lock_holder
 from fastdrpl.loop import Loop
 from fastdrpl.machine import Machine, build_machine
 from fastdrpl.memory.exhausted import explain_out_of_memory, is_out_of_memory
@@ -16,7 +20,7 @@ from fastdrpl.methods import arose_in, load_method, where_in
 from fastdrpl.metrics import Metrics
 from fastdrpl.modes import first_line
 from fastdrpl.plan import plan_of
-from fastdrpl.results import finish
+from fastdrpl.results import finish, lacks_pages, write_pages
 from fastdrpl.settings import flatten
 from fastdrpl.signals import StopRequest
 from fastdrpl.stages import Stage
@@ -28,13 +32,16 @@ from fastdrpl.view import open_data, training_view
 def run(config: Config) -> dict[str, Any]:
     """Carry out a configuration, from where its folder stands: -> the content of result.json.
 
-    A finished run only returns its result. A start that is refused, for whatever reason, leaves the folder as it was.
+    A finished run only returns its result, and writes pages that it could not write. A start that is refused, for
+    whatever reason, leaves the folder as it was.
     Raises the errors of `fastdrpl.errors`; PreemptedError after a signal, with the state saved.
     """
     plan = plan_of(config)
     folder = run_folder(config)
     if folder.result.exists():
-        return _earlier_result(config, folder)
+        result = _earlier_result(config, folder)
+        _make_up_for_pages(folder)
+        return result
     parse_trackers(config.track_with)  # what is not there is refused before anything begins
     before = read_json(folder.manifest) if is_bound(folder) else {}
     machine = build_machine(config.engine, before.get("machine"))
@@ -102,6 +109,18 @@ def _earlier_result(config: Config, folder: RunFolder) -> dict[str, Any]:
         data = open_data(config, folder)
         refuse_others(folder, identity_of_run(config, data, training_view(config, data)))
     return read_json(folder.result)
+
+
+def _make_up_for_pages(folder: RunFolder) -> None:
+    """Write what a finished run lacks; a folder that cannot be written, or that another process has, stays as it is."""
+    if int(os.environ.get("RANK", "0")) or not lacks_pages(folder) or lock_holder(folder.path):
+        return
+    try:
+        with RunLock(folder.path):
+            remove_leftovers(folder.path)
+            write_pages(folder)
+    except UserError as error:
+        warn(f"the run is finished, but not all of its pages are there: {error.what}")
 
 
 def _train(

@@ -25,7 +25,7 @@ from fastdrpl.report.losses import read_losses_of
 from fastdrpl.report.pages.markup import element, island, safe_json
 from fastdrpl.report.pages.page import render_run
 from fastdrpl.report.run_page import read_run_page
-from fastdrpl.results import _write_pages
+from fastdrpl.results import write_pages
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_data_of_another_run_are_refused(run, tmp_path):
 def test_a_finished_run_survives_a_report_that_cannot_be_written(run, monkeypatch, capsys):
     folder = RunFolder(run)
     (run / "metrics.jsonl").write_text("no record\n")
-    _write_pages(folder)
+    write_pages(folder)
     assert "warning: there is no report: " in capsys.readouterr().err
     assert folder.result.exists() and not folder.report.exists()
 
