@@ -51,7 +51,7 @@ def steps(folder: str, mode: str = "eager") -> None:
     """Three epochs of relabelling without batch normalisation, on this process's share; rank 0 writes what came out."""
     if mode == "compiled":  # what dynamo and autograd make of the network, without waiting for a C++ compiler
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    machine = build_machine(EngineConfig(device="cpu", threads=1, mode=mode))
+    machine = build_machine(EngineConfig(device="cpu", threads=1, precision="fp32", mode=mode))
     split = images(Path(folder) / str(machine.rank))
     eyes = Eyes(
         ResidentLoader(split, np.arange(N)),

@@ -140,7 +140,9 @@ def test_drop_another_class_skip_and_the_mouse(page, run, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
     press(page, other[:3] + Keys.ENTER)
-    page.find_element("css selector", f".card[data-index='{first[3].index}'] [data-action=accept]").click()
+    accept = page.find_element("css selector", f".card[data-index='{first[3].index}'] [data-action=accept]")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", accept)
+    accept.click()
     assert decided(page) == {first[1].index: "drop", first[2].index: "relabel", first[3].index: "accept"}
     rows = csv.DictReader(download(page, tmp_path).splitlines(keepends=True)[1:])
     found = {int(row["index"]): (row["decision"], row["label"]) for row in rows}

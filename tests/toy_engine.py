@@ -20,7 +20,7 @@ N, C = 83, 4
 
 @pytest.fixture(scope="module")
 def machine():
-    return build_machine(EngineConfig(device="cpu", threads=1))
+    return build_machine(EngineConfig(device="cpu", threads=1, precision="fp32"))
 
 
 @pytest.fixture(scope="module")
